@@ -1,0 +1,36 @@
+// Read-only safetensors files, memory-mapped and checked before use.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace sparvar {
+
+/// A set of named tensors from one file, or from the shards that an index lists. Data stays mapped while any tensor
+/// lives.
+class TensorFile {
+ public:
+  /// `path`: a .safetensors file, or an .index.json of shards. Throws Error(input) naming file, tensor, expected and
+  /// found.
+  static TensorFile open(const std::string& path);
+  /// `stem` + ".safetensors", else `stem` + ".safetensors.index.json", of a model folder.
+  static TensorFile open_in(const std::string& dir, const std::string& stem);
+
+  bool has(const std::string& name) const { return tensors_.contains(name); }
+  /// Throws Error(input) where the tensor is missing, or `shape` is given and differs.
+  const Tensor& get(const std::string& name) const;
+  Tensor get(const std::string& name, const Shape& shape) const;
+  Tensor f32(const std::string& name, const Shape& shape) const;  // converted copy
+  std::vector<std::string> names() const;
+  std::int64_t parameters() const;  // elements in all
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  std::map<std::string, Tensor> tensors_;
+};
+
+}  // namespace sparvar
