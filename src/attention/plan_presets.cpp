@@ -1,0 +1,80 @@
+// The named plans.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/nearest_name.h"
+#include "sparvar/attention_plan.h"
+#include "sparvar/error.h"
+
+namespace sparvar {
+namespace {
+
+/// The published windows belong to 13 scales; with another number the last ones stay with the last scales.
+CslaAttention csla_for(int scales, CslaAttention::Form form) {
+  CslaAttention csla;
+  csla.form = form;
+  const int published = static_cast<int>(csla.windows.size());
+  if (scales < published) csla.windows.erase(csla.windows.begin(), csla.windows.begin() + (published - scales));
+  if (scales > published) csla.windows.insert(csla.windows.begin(), scales - published, -1);
+  return csla;
+}
+
+Cs4aAttention cs4a_tiles(int decision_scale) {
+  Cs4aAttention cs4a;
+  cs4a.decision_scale = decision_scale;
+  cs4a.granularity = 1;
+  cs4a.group = {8, 8, 0};
+  cs4a.own_windows = {7, 7};
+  return cs4a;
+}
+
+Cs4aAttention cs4a_rows(int decision_scale) {
+  Cs4aAttention cs4a;
+  cs4a.decision_scale = decision_scale;
+  return cs4a;
+}
+
+/// The best found on the bundled model at about the published cost (docs/attention-plans.md).
+ProbeAttention best_probe() {
+  ProbeAttention probe;
+  probe.share = 0.05;
+  probe.window = 9;
+  probe.sink_scales = 5;
+  return probe;
+}
+
+}  // namespace
+
+std::vector<std::string> AttentionPlan::preset_names() {
+  return {"dense", "csla", "csla-blocks", "cs4a", "cs4a-rows", "probe", "published", "sparvar"};
+}
+
+AttentionPlan AttentionPlan::preset(const std::string& name, int layers, int scales) {
+  const std::vector<std::string> names = preset_names();
+  if (std::find(names.begin(), names.end(), name) == names.end())
+    throw Error(ErrorKind::usage, fmt::format("no attention plan is called '{}'; did you mean '{}'? There are: {}",
+                                              name, nearest_name(name, names), fmt::join(names, ", ")));
+  // Below 8 scales sparsity costs more than it saves (and deciding there gives artefacts).
+  const int first = std::max(scales - 3, 8);
+  AttentionPlan plan{name, {}};
+  if (name == "dense" || first >= scales) return plan;
+  const auto everywhere = [&](const AttentionMethod& method) { plan.rules.push_back({0, -1, first, -1, method}); };
+  if (name == "csla") everywhere(csla_for(scales, CslaAttention::Form::lists));
+  if (name == "csla-blocks") everywhere(csla_for(scales, CslaAttention::Form::blocks));
+  if (name == "cs4a") everywhere(cs4a_tiles(first));
+  if (name == "cs4a-rows") everywhere(cs4a_rows(first));
+  if (name == "probe") everywhere(ProbeAttention{});
+  if (name == "sparvar") everywhere(best_probe());
+  if (name == "published") {
+    // Layers 0 .. 10 of Infinity-8B's 40.
+    const int bound = static_cast<int>(std::lround(10.0 * layers / 40));
+    plan.rules.push_back({0, bound, first, -1, cs4a_rows(first)});
+    plan.rules.push_back({bound + 1, -1, first, -1, csla_for(scales, CslaAttention::Form::blocks)});
+  }
+  return plan;
+}
+
+}  // namespace sparvar

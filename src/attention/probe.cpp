@@ -1,0 +1,71 @@
+#include "attention/probe.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "attention/cs4a.h"
+#include "attention/csla.h"
+
+namespace sparvar {
+namespace {
+
+int probes_along(int size, int stride) { return (size + stride - 1) / stride; }
+int probe_position(int i, int size, int stride) { return std::min(i * stride + stride / 2, size - 1); }
+
+/// Windows and sinks of every tile: the part of the lists that all (batch, head) pairs share.
+KeyLists static_part(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const QueryTiles& tiles) {
+  CslaAttention windows;
+  windows.sink_scales = std::min(method.sink_scales, k + 1);
+  windows.windows.assign(k + 1, -1);
+  for (int j = std::max(0, k + 1 - method.window_scales); j <= k; ++j) windows.windows[j] = method.window;
+  windows.centre = CslaAttention::Centre::half_pixel;
+  return csla_lists(schedule, k, windows, tiles);
+}
+
+}  // namespace
+
+ProbeLayout probe_layout(Grid grid, const ProbeAttention& method) {
+  ProbeLayout layout;
+  layout.probe_grid = {probes_along(grid.h, method.stride), probes_along(grid.w, method.stride)};
+  layout.tiles = group_tiles(grid, method.group);
+  std::vector<int> probe_at(grid.tokens(), -1);
+  for (int i = 0; i < layout.probe_grid.h; ++i)
+    for (int j = 0; j < layout.probe_grid.w; ++j) {
+      const int token = probe_position(i, grid.h, method.stride) * grid.w + probe_position(j, grid.w, method.stride);
+      probe_at[token] = static_cast<int>(layout.probe_rows.size());
+      layout.probe_rows.push_back(token);
+    }
+  for (int t = 0; t < layout.tiles.count(); ++t) {
+    const std::int32_t* queries = layout.tiles.rows.data() + layout.tiles.offset[t];
+    const int count = layout.tiles.rows_in(t);
+    const std::size_t before = layout.choosers.rows.size();
+    for (int i = 0; i < count; ++i)
+      if (probe_at[queries[i]] >= 0) layout.choosers.rows.push_back(probe_at[queries[i]]);
+    if (layout.choosers.rows.size() == before) {
+      const int middle = queries[count / 2];
+      const int i = std::min(middle / grid.w / method.stride, layout.probe_grid.h - 1);
+      const int j = std::min(middle % grid.w / method.stride, layout.probe_grid.w - 1);
+      layout.choosers.rows.push_back(i * layout.probe_grid.w + j);
+    }
+    layout.choosers.offset.push_back(static_cast<std::int32_t>(layout.choosers.rows.size()));
+  }
+  return layout;
+}
+
+KeyLists probe_lists(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const ProbeLayout& layout,
+                     const float* column_sums, int lists) {
+  const int keys = first_keys(schedule, k).back();
+  const int count = kept_keys(method.share, keys, 1);
+  const int tiles = layout.tiles.count();
+  const KeyLists fixed = static_part(schedule, k, method, layout.tiles);
+  return build_lists(lists, tiles, keys, [&](int list, int tile, KeySet& set) {
+    thread_local std::vector<std::int32_t> chosen;
+    chosen.resize(count);
+    select_top(column_sums + (static_cast<std::int64_t>(list) * tiles + tile) * keys, keys, count, chosen.data());
+    for (const std::int32_t key : chosen) set.add(key, 1);
+    for (std::int64_t r = fixed.offset[tile]; r < fixed.offset[tile + 1]; ++r)
+      set.add(fixed.runs[r].begin, fixed.runs[r].count);
+  });
+}
+
+}  // namespace sparvar
