@@ -1,0 +1,16 @@
+// The one oneDNN engine and stream of the process, and conversions the CPU operations share.
+#pragma once
+
+#include <dnnl.hpp>
+
+#include "core/tensor.h"
+
+namespace sparvar {
+
+dnnl::engine& dnnl_engine();
+dnnl::stream& dnnl_stream();
+dnnl::memory::data_type dnnl_type(DType dtype);
+/// f32 <-> bf16 copy on all threads.
+Tensor convert(const Tensor& x, DType dtype);
+
+}  // namespace sparvar

@@ -1,0 +1,142 @@
+// Matrix products through oneDNN. Weights are packed once into the layout oneDNN prefers for large inputs.
+#include <fmt/format.h>
+
+#include <dnnl.hpp>
+#include <mutex>
+#include <tuple>
+#include <unordered_map>
+
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/dnnl_support.h"
+#include "core/parallel.h"
+#include "sparvar/error.h"
+
+namespace sparvar {
+namespace {
+
+using dnnl::memory;
+
+struct Call {
+  dnnl::matmul primitive;
+  memory weights;
+  memory::desc source;
+  memory::desc target;
+  memory::desc scratchpad;
+};
+
+/// oneDNN weights of one product, and the primitives made for the shapes seen so far.
+class CpuLinear final : public Linear {
+ public:
+  Tensor packed;                                  // [out, in], f32 or bf16
+  Tensor bias;                                    // f32 [out] or undefined
+  std::unordered_map<std::uint64_t, Call> calls;  // by rows, activation, output type
+  std::vector<memory> layouts;                    // the weights in each layout a call asked for
+};
+
+dnnl::primitive_attr attributes(Activation activation) {
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  if (activation == Activation::none) return attr;
+  dnnl::post_ops ops;
+  if (activation == Activation::gelu_tanh)
+    ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_gelu_tanh, 0.0F, 0.0F);
+  else
+    ops.append_eltwise(1.0F, dnnl::algorithm::eltwise_swish, 1.0F, 0.0F);
+  attr.set_post_ops(ops);
+  return attr;
+}
+
+memory weights_in(CpuLinear& linear, const memory::desc& wanted) {
+  for (const memory& known : linear.layouts)
+    if (known.get_desc() == wanted) return known;
+  memory::desc plain({linear.in, linear.out}, dnnl_type(linear.packed.dtype()), memory::format_tag::ba);
+  memory source(plain, dnnl_engine(), linear.packed.raw());
+  if (wanted == plain) {
+    linear.layouts.push_back(source);
+    return source;
+  }
+  memory reordered(wanted, dnnl_engine());
+  dnnl::reorder(source, reordered).execute(dnnl_stream(), source, reordered);
+  dnnl_stream().wait();
+  linear.layouts.push_back(reordered);
+  return reordered;
+}
+
+Call make_call(CpuLinear& linear, std::int64_t rows, Activation activation, DType out) {
+  const auto type = dnnl_type(linear.packed.dtype());
+  const memory::desc source({rows, linear.in}, type, memory::format_tag::ab);
+  const memory::desc weights({linear.in, linear.out}, type, memory::format_tag::any);
+  const memory::desc target({rows, linear.out}, dnnl_type(out), memory::format_tag::ab);
+  const auto attr = attributes(activation);
+  dnnl::matmul::primitive_desc desc;
+  if (linear.bias.defined()) {
+    const memory::desc bias({1, linear.out}, memory::data_type::f32, memory::format_tag::ab);
+    desc = {dnnl::matmul::desc(source, weights, bias, target), attr, dnnl_engine()};
+  } else {
+    desc = {dnnl::matmul::desc(source, weights, target), attr, dnnl_engine()};
+  }
+  return {dnnl::matmul(desc), weights_in(linear, desc.weights_desc()), source, target, desc.scratchpad_desc()};
+}
+
+}  // namespace
+
+namespace {
+
+/// oneDNN multiplies bf16 with AVX-512 only; elsewhere products of bf16 numbers are taken in f32.
+bool multiplies_bf16() {
+  static const bool supported = [] {
+    const memory::desc square({16, 16}, memory::data_type::bf16, memory::format_tag::ab);
+    return static_cast<bool>(dnnl::matmul::primitive_desc(dnnl::matmul::desc(square, square, square),
+                                                          dnnl::primitive_attr(), dnnl_engine(), true));
+  }();
+  return supported;
+}
+
+}  // namespace
+
+LinearPtr CpuBackend::prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) {
+  const DType type = precise || !multiplies_bf16() ? DType::f32 : compute_;
+  auto linear = std::make_shared<CpuLinear>();
+  linear->out = weight.dim(0);
+  linear->in = weight.dim(1);
+  linear->packed = weight.dtype() == type ? weight : weight.to(type);
+  if (bias.defined()) linear->bias = bias.to(DType::f32);
+  return linear;
+}
+
+Tensor CpuBackend::linear(const Tensor& x, const Linear& weights, Activation activation, DType out) {
+  // The cache of primitives is no part of the value; a backend serves one thread.
+  auto& linear = const_cast<CpuLinear&>(dynamic_cast<const CpuLinear&>(weights));  // NOLINT
+  if (x.dim(-1) != linear.in)
+    throw Error(ErrorKind::usage,
+                fmt::format("linear layer takes {} channels, got {}", linear.in, to_string(x.shape())));
+  const DType type = linear.packed.dtype();
+  Tensor source = x.dtype() == type ? x : convert(x, type);
+  const std::int64_t rows = linear.in == 0 ? 0 : source.size() / linear.in;
+  if (out == DType::bf16 && type == DType::f32)
+    return convert(this->linear(source, weights, activation, DType::f32), out);
+  Shape shape = x.shape();
+  shape.back() = linear.out;
+  Tensor result = Tensor::empty(out, shape);
+  if (rows == 0) return result;
+
+  const std::uint64_t key = (static_cast<std::uint64_t>(rows) << 8) | (static_cast<std::uint64_t>(activation) << 4) |
+                            static_cast<std::uint64_t>(out);
+  auto found = linear.calls.find(key);
+  if (found == linear.calls.end()) found = linear.calls.emplace(key, make_call(linear, rows, activation, out)).first;
+  Call& call = found->second;
+
+  Tensor scratch = Tensor::empty(DType::u8, {static_cast<std::int64_t>(call.scratchpad.get_size())});
+  std::unordered_map<int, memory> args{{DNNL_ARG_SRC, memory(call.source, dnnl_engine(), source.raw())},
+                                       {DNNL_ARG_WEIGHTS, call.weights},
+                                       {DNNL_ARG_DST, memory(call.target, dnnl_engine(), result.raw())},
+                                       {DNNL_ARG_SCRATCHPAD, memory(call.scratchpad, dnnl_engine(), scratch.raw())}};
+  if (linear.bias.defined())
+    args.emplace(DNNL_ARG_BIAS, memory({{1, linear.out}, memory::data_type::f32, memory::format_tag::ab}, dnnl_engine(),
+                                       linear.bias.raw()));
+  call.primitive.execute(dnnl_stream(), args);
+  dnnl_stream().wait();
+  return result;
+}
+
+}  // namespace sparvar

@@ -1,0 +1,200 @@
+// Norms, gates, products and attention over texts against double precision.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "backend/backend.h"
+#include "sparvar/error.h"
+#include "support.h"
+
+namespace sparvar {
+namespace {
+
+using testing::random_tensor;
+
+class Operations : public ::testing::TestWithParam<DType> {
+ protected:
+  std::unique_ptr<Backend> backend = make_cpu_backend({.compute = GetParam(), .threads = 2});
+  bool bf16() const { return GetParam() == DType::bf16; }
+  unsigned seed = std::random_device{}();
+};
+
+TEST_P(Operations, LayerNorms) {
+  for (const std::int64_t width : {1L, 7L, 64L, 255L, 256L, 3584L}) {
+    const Tensor x = random_tensor({2, 5, width}, seed, 3), scale = random_tensor({2, width}, seed + 1),
+                 shift = random_tensor({2, width}, seed + 2);
+    const Tensor modulated = backend->layer_norm_modulate(x, scale, shift, 1e-6F, GetParam()).to(DType::f32);
+    const Tensor weighted = backend->layer_norm(x, scale.rows(0, 1), shift.rows(1, 2), 1e-6F).to(DType::f32);
+    const Tensor rms = backend->rms_norm(x.reshaped({10, width}), scale.rows(1, 2), 1e-6F, DType::f32);
+    double worst = 0, worst_rms = 0;
+    for (std::int64_t r = 0; r < 10; ++r) {
+      const float* row = x.data<float>() + r * width;
+      double mean = 0, variance = 0, square = 0;
+      for (std::int64_t i = 0; i < width; ++i) mean += row[i] / static_cast<double>(width);
+      for (std::int64_t i = 0; i < width; ++i)
+        variance += (row[i] - mean) * (row[i] - mean) / static_cast<double>(width);
+      for (std::int64_t i = 0; i < width; ++i)
+        square += static_cast<double>(row[i]) * row[i] / static_cast<double>(width);
+      for (std::int64_t i = 0; i < width; ++i) {
+        const double y = (row[i] - mean) / std::sqrt(variance + 1e-6);
+        const std::int64_t b = r / 5 * width + i;
+        const double a = y * (1 + scale.data<float>()[b]) + shift.data<float>()[b];
+        const double w = y * scale.data<float>()[i] + shift.data<float>()[width + i];
+        const double size = 1 + std::abs(a) + std::abs(w);
+        worst = std::max({worst, std::abs(modulated.data<float>()[r * width + i] - a) / size,
+                          std::abs(weighted.data<float>()[r * width + i] - w) / size});
+        worst_rms = std::max(worst_rms, std::abs(rms.data<float>()[r * width + i] -
+                                                 row[i] / std::sqrt(square + 1e-6) * scale.data<float>()[width + i]));
+      }
+    }
+    EXPECT_LT(worst, bf16() ? 5e-3 : 3e-6) << width;
+    EXPECT_LT(worst_rms, 1e-5) << width;
+  }
+}
+
+TEST_P(Operations, AddGated) {
+  for (const std::int64_t width : {3L, 64L, 100L}) {
+    const Tensor start = random_tensor({3, 4, width}, seed), gate = random_tensor({3, width}, seed + 1);
+    const Tensor y = random_tensor({3, 4, width}, seed + 2).to(GetParam());
+    for (const bool gated : {false, true}) {
+      Tensor x = start.to(DType::f32);
+      backend->add_gated(x, y, gated ? gate : Tensor());
+      const Tensor rounded = y.to(DType::f32);
+      double worst = 0;
+      for (std::int64_t i = 0; i < x.size(); ++i) {
+        const double g = gated ? gate.data<float>()[i / (4 * width) * width + i % width] : 1.0;
+        worst = std::max(worst, std::abs(x.data<float>()[i] - (start.data<float>()[i] + g * rounded.data<float>()[i])));
+      }
+      EXPECT_LT(worst, 2e-6) << width;
+    }
+  }
+}
+
+TEST_P(Operations, LinearWithActivations) {
+  for (const auto& [rows, in, out] : {std::array{1L, 16L, 33L}, std::array{130L, 64L, 48L}, std::array{7L, 255L, 10L}})
+    for (const Activation activation : {Activation::none, Activation::gelu_tanh, Activation::silu}) {
+      const Tensor x = random_tensor({rows, in}, seed).to(GetParam()),
+                   w = random_tensor({out, in}, seed + 1, 0.2F).to(GetParam());
+      const Tensor bias = random_tensor({out}, seed + 2);
+      const Tensor found = backend->linear(x, *backend->prepare_linear(w, bias), activation, DType::f32);
+      const Tensor xf = x.to(DType::f32), wf = w.to(DType::f32);
+      double worst = 0;
+      for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t o = 0; o < out; ++o) {
+          double y = bias.data<float>()[o];
+          for (std::int64_t i = 0; i < in; ++i)
+            y += static_cast<double>(xf.data<float>()[r * in + i]) * wf.data<float>()[o * in + i];
+          if (activation == Activation::gelu_tanh)
+            y = 0.5 * y * (1 + std::tanh(std::sqrt(2 / M_PI) * (y + 0.044715 * y * y * y)));
+          if (activation == Activation::silu) y = y / (1 + std::exp(-y));
+          worst = std::max(worst, std::abs(found.data<float>()[r * out + o] - y));
+        }
+      EXPECT_LT(worst, 5e-5) << rows << "x" << in << "x" << out;
+    }
+  const LinearPtr layer = backend->prepare_linear(random_tensor({4, 8}, seed), {});
+  EXPECT_THROW(backend->linear(random_tensor({2, 9}, seed), *layer, Activation::none, DType::f32), Error);
+}
+
+TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
+  const std::vector<int> offsets = {0, 5, 5, 70};  // the second text is empty
+  for (const auto& [n, heads, dim] : {std::array{1L, 2L, 64L}, std::array{50L, 4L, 16L}, std::array{33L, 3L, 20L}}) {
+    const Tensor q = random_tensor({3, n, heads, dim}, seed).to(GetParam()),
+                 kv = random_tensor({70, 2, heads, dim}, seed + 1).to(GetParam());
+    const Tensor found = backend->cross_attention(q, kv, offsets, 0.3F).to(DType::f32);
+    const Tensor qf = q.to(DType::f32), kvf = kv.to(DType::f32);
+    double worst = 0;
+    for (std::int64_t r = 0; r < 3 * n; ++r)
+      for (std::int64_t h = 0; h < heads; ++h) {
+        const int begin = offsets[r / n], end = offsets[r / n + 1];
+        const auto key = [&](int t, int part, std::int64_t d) {
+          return kvf.data<float>()[((t * 2 + part) * heads + h) * dim + d];
+        };
+        std::vector<double> weights;
+        double total = 0;
+        for (int t = begin; t < end; ++t) {
+          double dot = 0;
+          for (std::int64_t d = 0; d < dim; ++d)
+            dot += static_cast<double>(qf.data<float>()[(r * heads + h) * dim + d]) * key(t, 0, d);
+          weights.push_back(std::exp(dot * 0.3));
+          total += weights.back();
+        }
+        for (std::int64_t d = 0; d < dim; ++d) {
+          double want = 0;
+          for (int t = begin; t < end; ++t) want += weights[t - begin] / total * key(t, 1, d);
+          worst = std::max(worst, std::abs(found.data<float>()[(r * heads + h) * dim + d] - want));
+        }
+      }
+    EXPECT_LT(worst, bf16() ? 2e-2 : 1e-5);
+  }
+}
+
+TEST_P(Operations, ResizedResidualIsAdded) {
+  for (const auto& [from, to] :
+       {std::pair{Grid{8, 8}, Grid{12, 12}}, std::pair{Grid{5, 3}, Grid{9, 14}}, std::pair{Grid{1, 1}, Grid{4, 2}}}) {
+    const Tensor cache = random_tensor({2, from.tokens(), 2, 6}, seed),
+                 start = random_tensor({2, to.tokens(), 2, 6}, seed + 1).to(GetParam());
+    Tensor found = start.to(GetParam());
+    backend->add_resized(found, cache, from, to);
+    const Tensor before = start.to(DType::f32), after = found.to(DType::f32);
+    double worst = 0;
+    for (int b = 0; b < 2; ++b)
+      for (int y = 0; y < to.h; ++y)
+        for (int x = 0; x < to.w; ++x) {
+          const double sy = std::max((y + 0.5) * from.h / to.h - 0.5, 0.0),
+                       sx = std::max((x + 0.5) * from.w / to.w - 0.5, 0.0);
+          const int y0 = static_cast<int>(sy), x0 = static_cast<int>(sx);
+          const int y1 = std::min(y0 + 1, from.h - 1), x1 = std::min(x0 + 1, from.w - 1);
+          for (int c = 0; c < 12; ++c) {
+            const auto at = [&](int row, int column) {
+              return cache.data<float>()[((b * from.tokens()) + row * from.w + column) * 12 + c];
+            };
+            const double value = (1 - (sy - y0)) * ((1 - (sx - x0)) * at(y0, x0) + (sx - x0) * at(y0, x1)) +
+                                 (sy - y0) * ((1 - (sx - x0)) * at(y1, x0) + (sx - x0) * at(y1, x1));
+            const std::int64_t i = ((b * to.tokens()) + y * to.w + x) * 12 + c;
+            worst = std::max(worst, std::abs(after.data<float>()[i] - before.data<float>()[i] - value));
+          }
+        }
+    EXPECT_LT(worst, bf16() ? 3e-2 : 2e-6);
+  }
+}
+
+TEST_P(Operations, SplitQkvNormalisesScalesAndRotates) {
+  const std::int64_t n = 9, heads = 3, dim = 20;
+  const Tensor qkv = random_tensor({2, n, 3, heads, dim}, seed), rope = random_tensor({n, dim / 2, 2}, seed + 1),
+               head_scale = random_tensor({heads}, seed + 2);
+  for (const bool norm : {true, false}) {
+    Tensor q = Tensor::zeros(GetParam(), {2, heads, n, dim}), k = Tensor::zeros(GetParam(), {2, heads, 15, dim}),
+           v = Tensor::zeros(GetParam(), {2, heads, 15, dim});
+    backend->split_qkv(
+        qkv, {.heads = 3, .l2_norm = norm, .head_scale = norm ? head_scale : Tensor(), .rope = rope, .offset = 4}, q, k,
+        v);
+    const Tensor qf = q.to(DType::f32), kf = k.to(DType::f32), vf = v.to(DType::f32);
+    double worst = 0;
+    for (std::int64_t b = 0; b < 2; ++b)
+      for (std::int64_t i = 0; i < n; ++i)
+        for (std::int64_t h = 0; h < heads; ++h)
+          for (int part = 0; part < 3; ++part) {
+            const float* x = qkv.data<float>() + (((b * n + i) * 3 + part) * heads + h) * dim;
+            double length = 0;
+            for (std::int64_t d = 0; d < dim; ++d) length += static_cast<double>(x[d]) * x[d];
+            double factor = norm && part < 2 ? 1 / std::sqrt(length) : 1;
+            if (norm && part == 0) factor *= head_scale.data<float>()[h];
+            const float* found = part == 0 ? qf.data<float>() + ((b * heads + h) * n + i) * dim
+                                           : (part == 1 ? kf : vf).data<float>() + ((b * heads + h) * 15 + 4 + i) * dim;
+            for (std::int64_t p = 0; p < dim / 2; ++p) {
+              const double c = part < 2 ? rope.data<float>()[(i * dim / 2 + p) * 2] : 1,
+                           s = part < 2 ? rope.data<float>()[(i * dim / 2 + p) * 2 + 1] : 0;
+              const double a = x[2 * p] * factor, e = x[2 * p + 1] * factor;
+              worst = std::max(
+                  {worst, std::abs(found[2 * p] - (c * a - s * e)), std::abs(found[2 * p + 1] - (s * a + c * e))});
+            }
+          }
+    EXPECT_LT(worst, bf16() ? 5e-2 : 2e-6);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, Operations, ::testing::Values(DType::f32, DType::bf16),
+                         [](const auto& one) { return std::string(name_of(one.param)); });
+
+}  // namespace
+}  // namespace sparvar
