@@ -1,0 +1,45 @@
+// Executes an attention plan: for each (layer, scale) the lists it asks for, the kernel, and the residual.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "sparvar/attention_plan.h"
+
+namespace sparvar {
+
+class AttentionRunner {
+ public:
+  AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers);
+  ~AttentionRunner();
+  AttentionRunner(AttentionRunner&&) noexcept;
+
+  /// Fills args.out for the queries of `scale`; k and v hold the keys of scales 0 .. scale. Scales must come in order.
+  void run(int layer, int scale, AttentionArgs& args);
+  /// Pairs computed over pairs there are, and seconds spent, at the scale, all layers together.
+  double share_of_pairs(int scale) const;
+  double seconds(int scale) const { return seconds_[scale]; }
+
+ private:
+  struct Static;    // tiles and lists that depend on the schedule only
+  struct Decision;  // what a layer keeps of its CS4A decision scale
+  double dense(AttentionArgs& args, int scale);
+  double csla(const CslaAttention& method, AttentionArgs& args, int scale);
+  double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
+  double probe(const ProbeAttention& method, AttentionArgs& args, int scale);
+  double decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
+  const Static& dense_tiles(int scale);
+
+  Backend& backend_;
+  AttentionPlan plan_;
+  ScaleSchedule schedule_;
+  std::vector<int> keys_;  // keys of scales 0 .. k
+  std::vector<double> pairs_, seconds_;
+  std::map<int, Static> dense_;
+  std::map<std::pair<const void*, int>, Static> csla_;  // by method and scale
+  std::vector<std::unique_ptr<Decision>> decisions_;    // per layer
+};
+
+}  // namespace sparvar

@@ -1,0 +1,156 @@
+// The bundled model through the public interface. Pictures are small in number: each takes seconds.
+#include "sparvar/pipeline.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "pipeline/walk.h"
+#include "support.h"
+
+namespace sparvar {
+namespace {
+
+std::string bundled() { return testing::models_dir() + "/emoji-v0"; }
+
+/// The bundled model's transformer on a short schedule, with made-up texts.
+struct Small {
+  std::unique_ptr<Backend> backend = make_cpu_backend({.compute = DType::f32, .threads = 2});
+  ModelConfig config = read_model_config(bundled() + "/config.json");
+  TensorFile weights = TensorFile::open_in(bundled(), "transformer");
+  Infinity model{config.transformer, weights, *backend};
+
+  static PackedText texts(const std::vector<int>& lengths, const std::vector<unsigned>& seeds) {
+    PackedText packed;
+    std::vector<float> values;
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      const Tensor one = testing::random_tensor({lengths[i], 256}, seeds[i]);
+      values.insert(values.end(), one.data<float>(), one.data<float>() + one.size());
+      packed.offsets.push_back(packed.offsets.back() + lengths[i]);
+    }
+    packed.states = Tensor::from(values, {packed.offsets.back(), 256});
+    return packed;
+  }
+  WalkOptions options() const {
+    WalkOptions o;
+    o.schedule = {config.schedule.begin(), config.schedule.begin() + 6};
+    o.rope_grid = config.rope_grid;
+    o.cfg.assign(6, 3.0F);
+    o.tau.assign(6, 0.8F);
+    o.sampling.seed = 5;
+    return o;
+  }
+};
+
+TEST(Walk, ABatchOfTextsOfDifferentLengthDrawsWhatEachDrawsAlone) {
+  Small small;
+  WalkOptions options = small.options();
+  options.first_picture = 10;
+  const Tensor together = walk(small.model, Small::texts({5, 1, 17}, {1, 2, 3}), options);
+  for (int i = 0; i < 3; ++i) {
+    options.first_picture = 10 + i;
+    const Tensor alone =
+        walk(small.model, Small::texts({std::vector{5, 1, 17}[i]}, {static_cast<unsigned>(i + 1)}), options);
+    EXPECT_LT(testing::max_difference(alone, together.rows(i, i + 1)), 1e-6) << "picture " << i;
+  }
+}
+
+TEST(Walk, WithoutGuidanceNoUnconditionalHalfIsNeeded) {
+  Small small;
+  WalkOptions options = small.options();
+  options.cfg.assign(6, 1.0F);
+  const Tensor plain = walk(small.model, Small::texts({4}, {9}), options);
+  // Guidance at one scale runs both halves everywhere, and changes that scale and those after it only.
+  options.cfg[5] = 4.0F;
+  std::vector<Tensor> before, after;
+  const auto record = [](std::vector<Tensor>& into) {
+    return [&into](const std::string& name, const Tensor& value) {
+      if (name.starts_with("bits.")) into.push_back(value.to(DType::f32));
+    };
+  };
+  options.observe = record(after);
+  walk(small.model, Small::texts({4}, {9}), options);
+  options.cfg[5] = 1.0F;
+  options.observe = record(before);
+  walk(small.model, Small::texts({4}, {9}), options);
+  for (int k = 0; k < 5; ++k) EXPECT_EQ(testing::max_difference(before[k], after[k]), 0) << "scale " << k;
+  EXPECT_GT(testing::max_difference(before[5], after[5]), 0);
+  EXPECT_EQ(plain.shape(), (Shape{1, 16, 12, 12}));
+}
+
+TEST(Walk, GridsNeedNotBeSquare) {
+  Small small;
+  WalkOptions options = small.options();
+  options.schedule = {{1, 1}, {2, 3}, {5, 4}, {6, 10}, {9, 16}, {11, 20}};
+  options.rope_grid = {44, 80};
+  EXPECT_EQ(walk(small.model, Small::texts({3}, {4}), options).shape(), (Shape{1, 16, 11, 20}));
+}
+
+TEST(Walk, StopsWhenCancelled) {
+  Small small;
+  WalkOptions options = small.options();
+  std::atomic<bool> cancel{false};
+  options.cancel = &cancel;
+  options.on_scale = [&](const ScaleTiming&, int k) { cancel = k == 2; };
+  try {
+    walk(small.model, Small::texts({3}, {4}), options);
+    FAIL() << "went on";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::cancelled);
+  }
+}
+
+TEST(Walk, GuidanceOnALayerIsNotGuidanceOnLogits) {
+  Small small;
+  small.config.transformer.cfg_insertion_layer = {-2};
+  Infinity layered(small.config.transformer, small.weights, *small.backend);
+  WalkOptions options = small.options();
+  std::vector<Tensor> hidden;
+  options.observe = [&](const std::string& name, const Tensor& value) {
+    if (name == "hidden.s3.b6") hidden.push_back(value.to(DType::f32));
+  };
+  walk(layered, Small::texts({3}, {4}), options);
+  ASSERT_EQ(hidden.size(), 1U);
+  EXPECT_EQ(testing::max_difference(hidden[0].rows(0, 1), hidden[0].rows(1, 2)), 0)
+      << "both halves hold the guided state after layer 6 of 8";
+}
+
+TEST(Pipeline, RefusesImpossibleOptions) {
+  Pipeline pipeline = Pipeline::load({.model_dir = bundled(), .precision = Precision::bf16, .threads = 2});
+  EXPECT_EQ(pipeline.info().schedule.size(), 13U);
+  EXPECT_EQ(pipeline.info().picture_width, 512);
+  const auto refused = [&](const std::function<void(GenerateOptions&)>& change, const char* word) {
+    GenerateOptions options;
+    options.prompts = {"cat"};
+    change(options);
+    try {
+      pipeline.generate(options);
+      ADD_FAILURE() << word << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::usage);
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+    }
+  };
+  refused([](GenerateOptions& o) { o.prompts.clear(); }, "prompt");
+  refused([](GenerateOptions& o) { o.prompts = {"\xff"}; }, "UTF-8");
+  refused([](GenerateOptions& o) { o.pictures_per_prompt = 0; }, "pictures");
+  refused([](GenerateOptions& o) { o.cfg = {NAN}; }, "cfg");
+  refused([](GenerateOptions& o) { o.cfg = {1, 2}; }, "cfg");
+  refused([](GenerateOptions& o) { o.tau = {0}; }, "tau");
+  refused([](GenerateOptions& o) { o.top_p = 1.5F; }, "top-p");
+  refused([](GenerateOptions& o) { o.top_k = -1; }, "top-k");
+  refused([](GenerateOptions& o) { o.plan.rules = {{0, -1, 10, -1, ProbeAttention{.stride = 0}}}; }, "stride");
+}
+
+TEST(Pipeline, MissingModelNamesTheFolder) {
+  try {
+    Pipeline::load({.model_dir = "/nowhere/model"});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::input);
+    EXPECT_NE(std::string(error.what()).find("/nowhere/model"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace sparvar
