@@ -1,0 +1,138 @@
+// The trained bundled model, whole path, teacher forced: text, transformer, decoder.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "conformance/report.h"
+#include "pipeline/walk.h"
+#include "text/t5_encoder.h"
+#include "text/tokenizer.h"
+#include "visual/bsq_vae.h"
+
+namespace sparvar::conformance {
+namespace {
+
+/// numpy.packbits: most significant bit first.
+Tensor unpack_bits(const Tensor& packed) {
+  Tensor out = Tensor::empty(DType::u8, {1, packed.dim(0), packed.dim(1) * 8});
+  for (std::int64_t i = 0; i < out.size(); ++i)
+    out.data<std::uint8_t>()[i] = (packed.data<std::uint8_t>()[i / 8] >> (7 - i % 8)) & 1;
+  return out;
+}
+
+struct BitCount {
+  std::int64_t differing = 0;        // in all
+  std::int64_t differing_clear = 0;  // of those with a margin of 1e-3 and more
+  std::int64_t total = 0;
+};
+
+void count_bits(const Tensor& found, const Tensor& expected, const Tensor& logits, BitCount& count) {
+  for (std::int64_t i = 0; i < found.size(); ++i) {
+    if (found.data<std::uint8_t>()[i] == expected.data<std::uint8_t>()[i]) continue;
+    ++count.differing;
+    if (std::abs(logits.data<float>()[2 * i + 1] - logits.data<float>()[2 * i]) >= 1e-3F) ++count.differing_clear;
+  }
+  count.total += found.size();
+}
+
+/// Second minus first logit of each bit; every `step`-th token.
+Tensor logit_difference(const Tensor& logits, std::int64_t step) {
+  const std::int64_t bits = logits.dim(2) / 2;
+  Tensor out = Tensor::empty(DType::f32, {(logits.dim(1) + step - 1) / step, bits});
+  for (std::int64_t t = 0; t < out.dim(0); ++t)
+    for (std::int64_t b = 0; b < bits; ++b) {
+      const float* pair = logits.data<float>() + (t * step * bits + b) * 2;
+      out.data<float>()[t * bits + b] = pair[1] - pair[0];
+    }
+  return out;
+}
+
+struct Model {
+  Model(const std::string& dir, DType compute)
+      : config(read_model_config(dir + "/config.json")),
+        backend(make_cpu_backend({.compute = compute, .threads = 0})),
+        tokenizer(dir + "/spiece.model", 0),
+        text_file(TensorFile::open_in(dir, "text_encoder")),
+        transformer_file(TensorFile::open_in(dir, "transformer")),
+        vae_file(TensorFile::open_in(dir, "vae")),
+        text(config.text_encoder, text_file, *backend),
+        transformer(config.transformer, transformer_file, *backend),
+        vae(config.vae, vae_file, *backend) {}
+  ModelConfig config;
+  std::unique_ptr<Backend> backend;
+  Tokenizer tokenizer;
+  TensorFile text_file, transformer_file, vae_file;
+  T5Encoder text;
+  Infinity transformer;
+  BsqVae vae;
+};
+
+void run_prompt(Model& model, const std::string& prompt, float cfg, const TensorFile& io, bool bf16, Report& report) {
+  const auto ids = model.tokenizer.encode(prompt, model.config.transformer.text_maxlen);
+  Tensor found_ids = Tensor::empty(DType::i32, {static_cast<std::int64_t>(ids.size())});
+  std::copy(ids.begin(), ids.end(), found_ids.data<std::int32_t>());
+  report.compare("ids", found_ids, io.get("ids"), 0);
+
+  // bf16 is judged by bits and pictures; its intermediate tensors only have to be of the right size.
+  const double loose = bf16 ? 1e3 : 1.0;
+  PackedText text;
+  text.states = model.text.encode(ids);
+  text.offsets.push_back(static_cast<int>(ids.size()));
+  report.compare("text_hidden", text.states, io.get("text_hidden"), 2e-5 * loose);
+
+  const std::size_t scales = model.config.schedule.size();
+  WalkOptions options;
+  options.schedule = model.config.schedule;
+  options.rope_grid = model.config.rope_grid;
+  options.cfg.assign(scales, cfg);
+  options.tau.assign(scales, 1.0F);
+  options.sampling.greedy = true;
+  options.forced_bits = [&](int k) { return unpack_bits(io.get(fmt::format("bits.s{}", k))); };
+  BitCount bits;
+  Tensor logits;
+  options.observe = [&](const std::string& name, const Tensor& value) {
+    if (name == "cond_BD") report.compare(name, value, io.get(name), 2e-5 * loose);
+    if (name.starts_with("bits.")) count_bits(value, unpack_bits(io.get(name)), logits, bits);
+    if (!name.starts_with("logits_cfg")) return;
+    logits = value.to(DType::f32);
+    const std::string wanted = "logit_difference" + name.substr(name.find('.'));
+    if (!io.has(wanted)) return;
+    const Tensor& expected = io.get(wanted);
+    report.compare(wanted, logit_difference(logits, (value.dim(1) + expected.dim(0) - 1) / expected.dim(0)), expected,
+                   bf16 ? 1e2 : 5e-3);
+  };
+  const Tensor codes = walk(model.transformer, text, options);
+  report.count("bits with a margin of 1e-3", bf16 ? 0 : bits.differing_clear, bits.total);
+  if (bf16)
+    report.at_least("share of equal bits", 1.0 - static_cast<double>(bits.differing) / static_cast<double>(bits.total),
+                    0.995);
+  else
+    report.count("bits", bits.differing, bits.total, 2 * bits.total / 10000);
+  if (io.has("summed_codes")) report.compare("summed_codes", codes, io.get("summed_codes"), 1e-5);
+  if (!io.has("image_u8_rgb_hwc")) return;
+  const Image picture = to_image(model.vae.decode(codes), 0);
+  const Tensor& expected = io.get("image_u8_rgb_hwc");
+  Image wanted{static_cast<int>(expected.dim(-2)), static_cast<int>(expected.dim(-3)), {}};
+  wanted.rgb.assign(expected.data<std::uint8_t>(), expected.data<std::uint8_t>() + expected.size());
+  if (bf16)
+    report.at_least("picture PSNR, dB", psnr(picture, wanted), 30);
+  else
+    report.compare("image_u8_rgb_hwc",
+                   Tensor(const_cast<std::uint8_t*>(picture.rgb.data()), DType::u8, expected.shape(), nullptr),
+                   expected, 1);
+}
+
+}  // namespace
+
+void run_bundled(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report) {
+  Model model(settings.model_dir, settings.bf16 ? DType::bf16 : DType::f32);
+  for (const auto& [prompt, entry] : config.items()) {
+    const std::string path = dir + "/" + entry.at("file").get<std::string>();
+    if (!std::filesystem::exists(path)) continue;  // thinned copies keep one prompt
+    const TensorFile io = TensorFile::open(path);
+    run_prompt(model, prompt, entry.at("cfg").get<float>(), io, settings.bf16, report);
+  }
+}
+
+}  // namespace sparvar::conformance

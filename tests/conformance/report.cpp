@@ -1,0 +1,73 @@
+#include "conformance/report.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "sparvar/error.h"
+
+namespace sparvar::conformance {
+
+double max_difference(const Tensor& a, const Tensor& b) {
+  if (a.size() != b.size()) return INFINITY;
+  const Tensor x = a.to(DType::f32);
+  const Tensor y = b.to(DType::f32);
+  double worst = 0;
+  for (std::int64_t i = 0; i < x.size(); ++i) {
+    const double difference = std::abs(static_cast<double>(x.data<float>()[i]) - y.data<float>()[i]);
+    if (!(difference <= worst)) worst = std::isnan(difference) ? INFINITY : difference;
+  }
+  return worst;
+}
+
+std::int64_t differing_bytes(const Tensor& a, const Tensor& b) {
+  if (a.bytes() != b.bytes()) return static_cast<std::int64_t>(std::max(a.bytes(), b.bytes()));
+  std::int64_t count = 0;
+  for (std::size_t i = 0; i < a.bytes(); ++i) count += a.data<std::uint8_t>()[i] != b.data<std::uint8_t>()[i] ? 1 : 0;
+  return count;
+}
+
+nlohmann::json read_json(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw Error(ErrorKind::input, fmt::format("{}: cannot be read", path));
+  return nlohmann::json::parse(file);
+}
+
+ScaleSchedule read_schedule(const nlohmann::json& scales) {
+  ScaleSchedule schedule;
+  for (const auto& scale : scales) {
+    if (scale.is_number())
+      schedule.push_back({scale.get<int>(), scale.get<int>()});
+    else
+      schedule.push_back({scale.at(scale.size() - 2).get<int>(), scale.at(scale.size() - 1).get<int>()});
+  }
+  return schedule;
+}
+
+void Report::line(const std::string& name, const std::string& text, bool good) {
+  ++checks_;
+  failures_ += good ? 0 : 1;
+  fmt::print("{:6} {:24} {:28} {}\n", good ? "ok" : "FAILED", folder_, name, text);
+}
+
+void Report::compare(const std::string& name, const Tensor& found, const Tensor& expected, double tolerance) {
+  if (found.size() != expected.size())
+    return line(name, fmt::format("expected shape {}, found {}", to_string(expected.shape()), to_string(found.shape())),
+                false);
+  value(name, max_difference(found, expected), tolerance);
+}
+
+void Report::value(const std::string& name, double difference, double tolerance) {
+  line(name, fmt::format("largest difference {:.2e} (at most {:.1e})", difference, tolerance), difference <= tolerance);
+}
+
+void Report::count(const std::string& name, std::int64_t differing, std::int64_t total, std::int64_t allowed) {
+  line(name, fmt::format("{} of {} differ (at most {})", differing, total, allowed), differing <= allowed);
+}
+
+void Report::at_least(const std::string& name, double value, double bound) {
+  line(name, fmt::format("{:.4f} (at least {})", value, bound), value >= bound);
+}
+
+}  // namespace sparvar::conformance

@@ -1,0 +1,50 @@
+// What a conformance run prints: one line a tensor, the largest difference against its tolerance, bits that differ.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "core/tensor.h"
+#include "sparvar/schedule.h"
+#include "weights/safetensors.h"
+
+namespace sparvar::conformance {
+
+struct Settings {
+  bool bf16 = false;      // compute type of the whole-model kinds
+  std::string model_dir;  // of the bundled model
+};
+
+class Report {
+ public:
+  explicit Report(std::string folder) : folder_(std::move(folder)) {}
+  /// Prints and remembers the largest absolute difference; sizes that differ are a failure.
+  void compare(const std::string& name, const Tensor& found, const Tensor& expected, double tolerance);
+  void value(const std::string& name, double difference, double tolerance);
+  /// Bits or ids that must be equal.
+  void count(const std::string& name, std::int64_t differing, std::int64_t total, std::int64_t allowed = 0);
+  void at_least(const std::string& name, double value, double bound);
+  bool passed() const { return failures_ == 0 && checks_ > 0; }
+  int checks() const { return checks_; }
+  int failures() const { return failures_; }
+
+ private:
+  void line(const std::string& name, const std::string& text, bool good);
+  std::string folder_;
+  int checks_ = 0;
+  int failures_ = 0;
+};
+
+double max_difference(const Tensor& a, const Tensor& b);
+std::int64_t differing_bytes(const Tensor& a, const Tensor& b);
+nlohmann::json read_json(const std::string& path);
+ScaleSchedule read_schedule(const nlohmann::json& scales);  // [t, h, w], [h, w] or n
+
+void run_infinity(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
+void run_vae(const std::string& dir, const nlohmann::json& config, Report& report);
+void run_t5(const std::string& dir, const nlohmann::json& config, Report& report);
+void run_csla(const std::string& dir, const nlohmann::json& config, Report& report);
+void run_cs4a(const std::string& dir, const nlohmann::json& config, Report& report);
+void run_bundled(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
+
+}  // namespace sparvar::conformance
