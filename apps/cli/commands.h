@@ -1,0 +1,15 @@
+// The commands of the program: one file each, which declares every flag once and says what the command does.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace sparvar::cli {
+
+/// What the chosen command does; set while the command line is parsed, called once all of it was understood.
+using Action = std::function<void()>;
+
+void add_generate(CLI::App& program, Action& chosen);
+void add_info(CLI::App& program, Action& chosen);
+
+}  // namespace sparvar::cli

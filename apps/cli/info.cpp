@@ -1,0 +1,71 @@
+// sparvar info: what model this is, and what it runs on.
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "commands.h"
+#include "console.h"
+#include "machine.h"
+#include "report.h"
+
+namespace sparvar::cli {
+namespace {
+
+struct Settings {
+  PipelineOptions pipeline;
+  bool json = false;
+};
+
+std::string numbers(const std::vector<float>& values) { return fmt::format("{}", fmt::join(values, ",")); }
+
+std::string text_info(const ModelInfo& model) {
+  const Machine machine = this_machine();
+  std::string scales;
+  std::int64_t tokens = 0;
+  for (const Grid& grid : model.schedule) {
+    scales += fmt::format("{}{}x{}", scales.empty() ? "" : " ", grid.h, grid.w);
+    tokens += grid.tokens();
+  }
+  const auto millions = [](std::int64_t parameters) { return static_cast<double>(parameters) / 1e6; };
+  std::string out;
+  out += fmt::format("model         {}\n", model.model_dir);
+  out += fmt::format("architecture  {}: {} layers, width {}, {} heads of {}, {} bits a token\n", model.architecture,
+                     model.layers, model.width, model.heads, model.head_dim, model.bits);
+  out += fmt::format("parameters    {:.1f} M: transformer {:.1f} M, picture decoder {:.1f} M, text encoder {:.1f} M\n",
+                     millions(model.transformer_parameters + model.vae_parameters + model.text_parameters),
+                     millions(model.transformer_parameters), millions(model.vae_parameters),
+                     millions(model.text_parameters));
+  out += fmt::format("picture       {}x{} (height x width)\n", model.picture_height, model.picture_width);
+  out += fmt::format("scales        {}: {}; {} tokens\n", model.schedule.size(), scales, tokens);
+  out += fmt::format("defaults      cfg {}, tau {}\n", numbers(model.default_cfg), numbers(model.default_tau));
+  out += fmt::format("attention     {}\n", fmt::join(AttentionPlan::preset_names(), ", "));
+  out += fmt::format("machine       {}, {} cores, {:.1f} GB\n", machine.processor, machine.cores,
+                     static_cast<double>(machine.memory_bytes) / 1e9);
+  out += fmt::format("runs on       {}\n", model.backend);
+  return out;
+}
+
+void info(const Settings& settings) {
+  const Pipeline pipeline = Pipeline::load(settings.pipeline);
+  const ModelInfo& model = pipeline.info();
+  if (settings.json) {
+    print(
+        dump({{"model", to_json(model)}, {"machine", machine_json(model)}, {"plans", AttentionPlan::preset_names()}}));
+  } else {
+    print(text_info(model));
+  }
+}
+
+}  // namespace
+
+void add_info(CLI::App& program, Action& chosen) {
+  CLI::App* command = program.add_subcommand("info", "Says what the model is and what this machine runs it with");
+  command->allow_extras();
+  const auto settings = std::make_shared<Settings>();
+  command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
+      ->type_name("DIR");
+  command->add_flag("--json", settings->json, "One JSON object on standard output");
+  command->callback([settings, &chosen] { chosen = [settings] { info(*settings); }; });
+}
+
+}  // namespace sparvar::cli

@@ -1,0 +1,69 @@
+// The program `sparvar`: parses the command line, runs one command, turns every failure into one line and an exit code.
+#include <csignal>
+#include <exception>
+#include <new>
+
+#include "commands.h"
+#include "console.h"
+#include "interrupt.h"
+#include "sparvar/error.h"
+#include "suggest.h"
+
+namespace {
+
+enum ExitCode { success = 0, failure = 1, usage = 2 };
+
+/// Parses, then runs what was chosen.
+void run(CLI::App& program, const sparvar::cli::Action& chosen, int argc, const char* const* argv) {
+  program.parse(argc, argv);
+  sparvar::cli::refuse_unknown(program);
+  chosen();
+  sparvar::cli::flush_stdout();
+}
+
+int exit_code(const sparvar::Error& error) {
+  switch (error.kind()) {
+    case sparvar::ErrorKind::usage:
+      return usage;
+    case sparvar::ErrorKind::cancelled:
+      return sparvar::cli::interrupted_exit_code();
+    default:
+      return failure;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // A closed pipe or a file-size limit is an error of the write that meets it, with a message and a clean end.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
+  try {
+    CLI::App program("Draws pictures from text with visual autoregressive models and sparse attention.", "sparvar");
+    sparvar::cli::Action chosen;
+    program.set_version_flag("--version", "sparvar " SPARVAR_VERSION);
+    program.require_subcommand(0, 1);
+    program.allow_extras();  // refuse_unknown names them
+    sparvar::cli::add_generate(program, chosen);
+    sparvar::cli::add_info(program, chosen);
+    try {
+      run(program, chosen, argc, argv);
+    } catch (const CLI::Success& help) {  // --help and --version
+      program.exit(help);
+      sparvar::cli::flush_stdout();
+    }
+    return success;
+  } catch (const CLI::Error& error) {
+    sparvar::cli::print_error(error.what());
+    return usage;
+  } catch (const sparvar::Error& error) {
+    sparvar::cli::print_error(error.what());
+    return exit_code(error);
+  } catch (const std::bad_alloc&) {
+    sparvar::cli::print_error("out of memory; fewer pictures or --dtype bf16 need less");
+    return failure;
+  } catch (const std::exception& error) {
+    sparvar::cli::print_error(error.what());
+    return failure;
+  }
+}

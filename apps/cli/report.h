@@ -1,0 +1,36 @@
+// What a run did, for people and for programs.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "sparvar/pipeline.h"
+
+namespace sparvar::cli {
+
+/// A finished run: what was asked, what came of it, where the files are.
+struct Run {
+  const ModelInfo& model;
+  const GenerateOptions& options;
+  const GenerateResult& result;
+  std::vector<std::string> paths;  // of result.pictures, in order
+  Precision precision = Precision::bf16;
+  double load_seconds = 0;
+};
+
+std::string text_report(const Run& run);
+std::string json_report(const Run& run);
+
+/// The settings that make a picture again, kept in its PNG.
+ImageMetadata picture_metadata(const Run& run, const Picture& picture);
+
+const char* name_of(Precision precision);
+nlohmann::ordered_json to_json(const ModelInfo& model);
+/// This machine, what runs on it, and the largest memory so far.
+nlohmann::ordered_json machine_json(const ModelInfo& model);
+/// One object, indented; bytes that are not UTF-8 (a file's name may hold them) are replaced.
+std::string dump(const nlohmann::ordered_json& json);
+
+}  // namespace sparvar::cli
