@@ -38,6 +38,7 @@ std::vector<Bounds> axis_bounds(const ScaleSchedule& schedule, int k, int j, con
   const int key_size = rows ? schedule[j].h : schedule[j].w;
   const int window = j < static_cast<int>(method.windows.size()) ? method.windows[j] : -1;
   std::vector<Bounds> bounds;
+  bounds.reserve(size);
   for (int position = 0; position < size; ++position)
     bounds.push_back(j < method.sink_scales ? Bounds{0, key_size}
                                             : window_bounds(position, size, key_size, window, method.centre));

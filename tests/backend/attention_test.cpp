@@ -77,7 +77,7 @@ TEST_P(Attention, MatchesDoublePrecision) {
   const bool bf16 = c.type == DType::bf16;
   const auto backend = make_cpu_backend({.compute = c.type, .threads = 2});
   const int capacity = c.keys + 3;
-  const auto rounded = [&](Tensor x) { return x.to(c.type); };
+  const auto rounded = [&](const Tensor& x) { return x.to(c.type); };
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(seed);
   AttentionArgs args{.q = rounded(testing::random_tensor({c.batch, c.heads, c.queries, c.dim}, seed, 1.5F)),
