@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "attention/plan_text.h"
 #include "sparvar/attention_plan.h"
 #include "sparvar/error.h"
 
@@ -10,7 +11,9 @@ namespace {
 
 bool within(int x, int first, int last) { return x >= first && (last < 0 || x <= last); }
 
-constexpr int kMaxSide = 1024;  // of windows, tiles, strides, blocks
+constexpr int kMaxSide = 1024;  // of tiles and strides
+constexpr int kMaxWindow = 1001;
+constexpr std::size_t kMaxRules = 10000;
 
 /// Collects nothing: throws at the first value out of its range.
 class Checker {
@@ -27,7 +30,6 @@ class Checker {
   }
   void group(const QueryGroup& group) const {
     integer("group.rows", group.rows, 0, 1 << 20);
-    if (group.rows > 0) return;
     integer("group.tile_h", group.tile_h, 1, kMaxSide);
     integer("group.tile_w", group.tile_w, 1, kMaxSide);
   }
@@ -41,7 +43,7 @@ void check(const Checker&, const AttentionRule&, const DenseAttention&) {}
 void check(const Checker& c, const AttentionRule&, const CslaAttention& m) {
   c.integer("sink_scales", m.sink_scales, 0, 64);
   c.integer("number of windows", static_cast<long>(m.windows.size()), 0, 64);
-  for (const int window : m.windows) c.integer("windows", window, -1, kMaxSide);
+  for (const int window : m.windows) c.integer("windows", window, -1, kMaxWindow);
   c.integer("block", m.block, 1, 1 << 20);
   c.group(m.group);
 }
@@ -55,14 +57,14 @@ void check(const Checker& c, const AttentionRule& rule, const Cs4aAttention& m) 
   c.share(m.share);
   c.integer("granularity", m.granularity, 1, 1 << 20);
   c.integer("number of own_windows", static_cast<long>(m.own_windows.size()), 0, 64);
-  for (const int window : m.own_windows) c.integer("own_windows", window, 0, kMaxSide);
+  for (const int window : m.own_windows) c.integer("own_windows", window, 0, kMaxWindow);
   c.group(m.group);
 }
 
 void check(const Checker& c, const AttentionRule&, const ProbeAttention& m) {
   c.integer("stride", m.stride, 1, kMaxSide);
   c.share(m.share);
-  c.integer("window", m.window, 0, kMaxSide);
+  c.integer("window", m.window, 0, kMaxWindow);
   c.integer("window_scales", m.window_scales, 0, 64);
   c.integer("sink_scales", m.sink_scales, 0, 64);
   c.group(m.group);
@@ -79,9 +81,12 @@ const AttentionMethod& AttentionPlan::method(int layer, int scale) const {
 }
 
 void AttentionPlan::validate() const {
+  const std::string plan = fmt::format("attention plan {}", printable(name));
+  if (rules.size() > kMaxRules)
+    throw Error(ErrorKind::usage, fmt::format("{}: {} rules; allowed: at most {}", plan, rules.size(), kMaxRules));
   for (std::size_t i = 0; i < rules.size(); ++i) {
     const AttentionRule& rule = rules[i];
-    const Checker checker(fmt::format("attention plan {}, rule {}", name, i));
+    const Checker checker(fmt::format("{}, rule {}", plan, i));
     checker.integer("first layer", rule.first_layer, 0, 4096);
     checker.integer("last layer", rule.last_layer, rule.last_layer < 0 ? -1 : rule.first_layer, 4096);
     checker.integer("first scale", rule.first_scale, 0, 63);

@@ -4,12 +4,14 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 
+#include "attention/plan_text.h"
 #include "core/nearest_name.h"
 #include "sparvar/attention_plan.h"
 #include "sparvar/error.h"
@@ -21,6 +23,14 @@ using Json = nlohmann::ordered_json;
 
 constexpr std::size_t kMaxBytes = 1 << 20;
 constexpr int kMaxDepth = 16;
+constexpr std::size_t kMaxMembers = 64;  // of one object; a lookup is linear
+constexpr std::size_t kMaxItems = 64;
+constexpr std::size_t kMaxRules = 10000;
+
+/// What a value is, for messages: "string", "array of 3".
+std::string kind(const Json& value) {
+  return value.is_array() ? fmt::format("array of {}", value.size()) : value.type_name();
+}
 
 /// Reads the members of one JSON object; every member must be asked for.
 class Members {
@@ -61,7 +71,8 @@ class Members {
   void read(const char* key, std::vector<int>& out) {
     const Json* value = find(key);
     if (value == nullptr) return;
-    if (!value->is_array() || value->size() > 64) fail(fmt::format("{}: expected a list of at most 64 integers", key));
+    if (!value->is_array() || value->size() > kMaxItems)
+      fail(fmt::format("{}: expected a list of at most {} integers, found {}", key, kMaxItems, kind(*value)));
     out.clear();
     for (const Json& item : *value) out.push_back(integer(key, item));
   }
@@ -77,19 +88,23 @@ class Members {
     std::string name = names[static_cast<std::size_t>(out)];
     read(key, name);
     const auto found = std::find(names.begin(), names.end(), name);
-    if (found == names.end()) fail(fmt::format("{}: '{}' is not one of {}", key, name, fmt::join(names, ", ")));
+    if (found == names.end())
+      fail(fmt::format("{}: '{}' is not one of {}", key, printable(name), fmt::join(names, ", ")));
     out = static_cast<Enum>(found - names.begin());
   }
   void done() const {
     for (const auto& [key, value] : object_.items())
       if (std::find(known_.begin(), known_.end(), key) == known_.end())
-        fail(fmt::format("unknown key '{}'; did you mean '{}'?", key.substr(0, 64), nearest_name(key, known_)));
+        fail(fmt::format("unknown key '{}'; did you mean '{}'?", printable(key), nearest_name(key, known_)));
   }
 
  private:
   int integer(const char* key, const Json& value) const {
-    if (!value.is_number_integer() || value < std::int64_t{-1} || value > std::int64_t{1} << 30)
-      fail(fmt::format("{}: expected a whole number from -1 to 2^30, found {}", key, value.dump().substr(0, 40)));
+    // Above 2^63 the signed reading would wrap, so the sign decides how to compare.
+    const bool fits = value.is_number_unsigned() ? value.get<std::uint64_t>() <= std::uint64_t{1} << 30
+                                                 : value.is_number_integer() && value.get<std::int64_t>() >= -1;
+    if (!fits)
+      fail(fmt::format("{}: expected a whole number from -1 to 2^30, found {}", key, printable(value.dump(), 40)));
     return value.get<int>();
   }
 
@@ -148,7 +163,7 @@ AttentionMethod read_method(const std::string& name, Members& members, const std
     return m;
   }
   if (name != "dense")
-    members.fail(fmt::format("method: '{}' is not one of {}", name.substr(0, 64), fmt::join(kMethods, ", ")));
+    members.fail(fmt::format("method: '{}' is not one of {}", printable(name), fmt::join(kMethods, ", ")));
   return DenseAttention{};
 }
 
@@ -159,34 +174,37 @@ AttentionRule read_rule(const Json& json, const std::string& where) {
   members.range("scales", rule.first_scale, rule.last_scale);
   std::string method;
   members.read("method", method);
+  if (!json.contains("method")) members.fail(fmt::format("method is missing; allowed: {}", fmt::join(kMethods, ", ")));
   rule.method = read_method(method, members, where);
   members.done();
   return rule;
 }
 
-/// Parses with duplicate keys and deep nesting refused; the depth is counted before the parser recurses.
+/// Parses with duplicate keys, deep nesting and crowded objects refused before the parser keeps what is inside.
 Json parse(const std::string& text, const std::string& where) {
   if (text.size() > kMaxBytes)
     throw Error(ErrorKind::input, fmt::format("{}: {} bytes; a plan has at most {}", where, text.size(), kMaxBytes));
   std::vector<std::set<std::string>> open;
-  std::string problem;
+  const auto refuse = [&](const std::string& what) {
+    throw Error(ErrorKind::input, fmt::format("{}: {}", where, what));
+  };
   const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (depth > kMaxDepth) refuse(fmt::format("nested more than {} levels deep", kMaxDepth));
     if (event == Json::parse_event_t::object_start) open.emplace_back();
     if (event == Json::parse_event_t::object_end) open.pop_back();
-    if (event == Json::parse_event_t::key && !open.back().insert(parsed.get<std::string>()).second)
-      problem = fmt::format("key '{}' is there twice", parsed.get<std::string>().substr(0, 64));
-    if (depth > kMaxDepth)
-      throw Error(ErrorKind::input, fmt::format("{}: nested more than {} levels deep", where, kMaxDepth));
+    if (event == Json::parse_event_t::key) {
+      const auto key = parsed.get<std::string>();
+      if (!open.back().insert(key).second) refuse(fmt::format("key '{}' is there twice", printable(key)));
+      if (open.back().size() > kMaxMembers) refuse(fmt::format("an object with more than {} keys", kMaxMembers));
+    }
     return true;
   };
   try {
-    Json json = Json::parse(text, watch);
-    if (!problem.empty()) throw Error(ErrorKind::input, fmt::format("{}: {}", where, problem));
-    return json;
+    return Json::parse(text, watch);
+  } catch (const Json::out_of_range&) {
+    throw Error(ErrorKind::input, fmt::format("{}: a number too large for a double; allowed: finite numbers", where));
   } catch (const nlohmann::json::exception& error) {
-    std::string reason = error.what();
-    std::replace(reason.begin(), reason.end(), '\n', ' ');
-    throw Error(ErrorKind::input, fmt::format("{}: not JSON: {}", where, reason.substr(0, 160)));
+    throw Error(ErrorKind::input, fmt::format("{}: not JSON: {}", where, printable(error.what(), 160)));
   }
 }
 
@@ -238,8 +256,9 @@ AttentionPlan AttentionPlan::from_json(const std::string& text, const std::strin
   members.read("name", plan.name);
   const Json* rules = members.find("rules");
   members.done();
-  if (rules == nullptr || !rules->is_array() || rules->size() > 10000)
-    members.fail("rules: expected a list of at most 10000 rules");
+  if (rules == nullptr) members.fail("rules is missing; allowed: a list of rules");
+  if (!rules->is_array() || rules->size() > kMaxRules)
+    members.fail(fmt::format("rules: expected a list of at most {} rules, found {}", kMaxRules, kind(*rules)));
   for (std::size_t i = 0; i < rules->size(); ++i)
     plan.rules.push_back(read_rule((*rules)[i], fmt::format("{}: rule {}", where, i)));
   try {
@@ -251,16 +270,27 @@ AttentionPlan AttentionPlan::from_json(const std::string& text, const std::strin
 }
 
 AttentionPlan AttentionPlan::from_file(const std::string& path) {
+  const auto refuse = [&](const std::string& what) {
+    throw Error(ErrorKind::input, fmt::format("{}: {}", path, what));
+  };
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error))
-    throw Error(ErrorKind::input, fmt::format("{}: no such plan file", path));
-  if (std::filesystem::file_size(path, error) > kMaxBytes)
-    throw Error(ErrorKind::input, fmt::format("{}: too large for a plan (1 MB at most)", path));
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (status.type() == std::filesystem::file_type::not_found) refuse("no such plan file");
+  if (error) refuse(fmt::format("cannot be opened: {}", error.message()));
+  // Opening a pipe that nobody writes to would wait for ever.
+  if (!std::filesystem::is_regular_file(status))
+    refuse(std::filesystem::is_directory(status) ? "expected a plan file, found a folder"
+                                                 : "expected a plan file, found something that is not a file");
+  errno = 0;
   std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) throw Error(ErrorKind::input, fmt::format("{}: cannot be read", path));
-  return from_json(text.str(), path);
+  if (!file) refuse(fmt::format("cannot be opened: {}", std::strerror(errno)));
+  // One byte more than allowed: the size that the system states need not be what there is to read.
+  std::string text(kMaxBytes + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (file.bad()) refuse("cannot be read");
+  text.resize(static_cast<std::size_t>(file.gcount()));
+  if (text.size() > kMaxBytes) refuse(fmt::format("too large for a plan; allowed: {} bytes", kMaxBytes));
+  return from_json(text, path);
 }
 
 std::string AttentionPlan::to_json() const {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention/plan_text.h"
 #include "core/nearest_name.h"
 #include "sparvar/attention_plan.h"
 #include "sparvar/error.h"
@@ -56,7 +57,7 @@ AttentionPlan AttentionPlan::preset(const std::string& name, int layers, int sca
   const std::vector<std::string> names = preset_names();
   if (std::find(names.begin(), names.end(), name) == names.end())
     throw Error(ErrorKind::usage, fmt::format("no attention plan is called '{}'; did you mean '{}'? There are: {}",
-                                              name, nearest_name(name, names), fmt::join(names, ", ")));
+                                              printable(name), nearest_name(name, names), fmt::join(names, ", ")));
   // Below 8 scales sparsity costs more than it saves (and deciding there gives artefacts).
   const int first = std::max(scales - 3, 8);
   AttentionPlan plan{name, {}};
@@ -70,7 +71,7 @@ AttentionPlan AttentionPlan::preset(const std::string& name, int layers, int sca
   if (name == "sparvar") everywhere(best_probe());
   if (name == "published") {
     // Layers 0 .. 10 of Infinity-8B's 40.
-    const int bound = static_cast<int>(std::lround(10.0 * layers / 40));
+    const int bound = std::max(0, static_cast<int>(std::lround(10.0 * layers / 40)));
     plan.rules.push_back({0, bound, first, -1, cs4a_rows(first)});
     plan.rules.push_back({bound + 1, -1, first, -1, csla_for(scales, CslaAttention::Form::blocks)});
   }
