@@ -21,7 +21,16 @@ enum class Precision { f32, bf16 };
 struct PipelineOptions {
   std::string model_dir;  // empty: the bundled model
   Precision precision = Precision::bf16;
-  int threads = 0;  // 0: all cores
+  int threads = 0;              // of the CPU; 0: all cores
+  std::string device = "auto";  // cpu, cuda, cuda:N; auto: a GPU where there is a usable one
+};
+
+/// Memory a GPU holds for a model, in bytes. All zero on the CPU, which plans none.
+struct DeviceMemory {
+  std::int64_t weights = 0;
+  std::int64_t working = 0;  // KV cache and activations of one picture, at their largest
+  std::int64_t free = 0;     // before the model was loaded
+  std::int64_t total = 0;
 };
 
 /// What is known about a loaded model and its machine, for people and programs.
@@ -34,6 +43,9 @@ struct ModelInfo {
   int picture_height = 0, picture_width = 0;
   std::vector<float> default_cfg, default_tau;
   std::string backend;  // "cpu, avx512-bf16, 2 threads"
+  bool on_gpu = false;
+  std::string why_no_gpu;  // where the device is auto and the CPU was taken
+  DeviceMemory memory;
 };
 
 struct Progress {
@@ -62,8 +74,8 @@ struct GenerateOptions {
 struct ScaleTiming {
   Grid grid;
   double seconds = 0;
-  double attention_seconds = 0;
-  double share_of_pairs = 1;  // of query-key pairs computed, mean over layers
+  double attention_seconds = 0;  // 0 on a GPU, which runs a scale as one recorded program
+  double share_of_pairs = 1;     // of query-key pairs computed, mean over layers
 };
 
 struct Picture {
@@ -82,7 +94,7 @@ struct GenerateResult {
 /// A loaded model. Not for use from two threads at once.
 class Pipeline {
  public:
-  /// Throws Error where the folder is not a model.
+  /// Throws Error where the folder is not a model, there is no such device, or the model does not fit its memory.
   static Pipeline load(const PipelineOptions& options);
   Pipeline(Pipeline&&) noexcept;
   Pipeline& operator=(Pipeline&&) noexcept;

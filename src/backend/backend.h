@@ -1,8 +1,10 @@
 // The operations models are written in. models/ never names a device; a device implements this header.
-// Tensors are contiguous. "compute type" is bf16 or f32: the type of matrix-product inputs and of the KV cache;
-// sums, norms and the residual stream are f32. Pictures and feature maps are NHWC.
+// Tensors are contiguous and live where the backend computes (upload, download). "compute type" is bf16 or f32: the
+// type of matrix-product inputs and of the KV cache; sums, norms and the residual stream are f32. Pictures and feature
+// maps are NHWC. On a device that records programs, operations are enqueued and return at once.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,11 +59,75 @@ struct QkvArgs {
   std::int64_t offset = 0;  // first row of this scale in the cache
 };
 
+/// LayerNorm(x) * (one_plus + scale[g]) + shift[g]: scale and shift f32 [G, C] serve the G equal parts of x's rows;
+/// undefined: 1 and 0.
+struct NormArgs {
+  Tensor scale;
+  Tensor shift;
+  float one_plus = 0.0F;  // 1 for a modulation, whose scale is a difference from 1
+  float eps = 1e-6F;
+  DType out = DType::f32;
+};
+
+/// A fixed sequence of operations on fixed tensors. Values of the tensors may change between runs, nothing else.
+class Program {
+ public:
+  virtual ~Program() = default;
+  virtual void run() = 0;
+};
+using ProgramPtr = std::unique_ptr<Program>;
+
+/// A moment between two operations.
+class Mark {
+ public:
+  virtual ~Mark() = default;
+  /// Waits until this mark was passed. `earlier` is one of the same backend.
+  virtual double seconds_since(const Mark& earlier) const = 0;
+};
+using MarkPtr = std::unique_ptr<Mark>;
+
+/// Bytes a backend has taken, or will take, of its device. All zero where that is not planned (the CPU).
+struct MemoryUse {
+  std::int64_t weights = 0;
+  std::int64_t working = 0;  // the largest sum of KV cache and activations
+  std::int64_t device_free = 0;
+  std::int64_t device_total = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual DType compute_type() const = 0;
   virtual std::string describe() const = 0;  // e.g. "cpu, avx512-bf16, 2 threads"
+
+  // ---- running
+  /// Programs are recorded at their first run and replayed afterwards; work is asynchronous.
+  virtual bool records() const = 0;
+  /// `body` may be called at every run, or once.
+  virtual ProgramPtr program(std::function<void()> body) = 0;
+  virtual MarkPtr mark() = 0;
+  /// Calls `bodies` without computing, to find and take the memory that they need and to choose algorithms. Tensors
+  /// made in it must not be read. No-op on the CPU.
+  virtual void reserve(const std::function<void()>& bodies) = 0;
+  virtual MemoryUse memory_use() const = 0;
+  /// Lengths that programs are made for are rounded up to a multiple of this.
+  virtual int length_step() const = 0;
+  /// Type of a product that one more operation reads and rounds.
+  virtual DType product_type() const = 0;
+
+  // ---- tensors
+  virtual Tensor empty(DType dtype, Shape shape) = 0;
+  virtual Tensor zeros(DType dtype, Shape shape) = 0;
+  /// Normal numbers of the deviation, a function of seed and index alone on one device.
+  virtual Tensor random(DType dtype, Shape shape, std::uint64_t seed, float deviation) = 0;
+  virtual Tensor upload(const Tensor& host) = 0;      // not inside a program; may share the host's memory
+  virtual Tensor download(const Tensor& tensor) = 0;  // not inside a program; waits; may share memory
+  /// Values of `from` (host or device, same type and size) into `to`. From the host: not inside a program.
+  virtual void write(Tensor& to, const Tensor& from) = 0;
+  virtual void fill_zero(Tensor& x) = 0;
+  virtual Tensor clone(const Tensor& x) = 0;
+  /// `times` copies of x one after the other: [rows, ...] -> [times * rows, ...].
+  virtual Tensor repeat(const Tensor& x, int times) = 0;
 
   // ---- weights
   /// `precise`: multiply in f32 whatever the compute type (small layers that everything after them hangs on). Bias may
@@ -73,22 +139,42 @@ class Backend {
   // ---- dense layers
   /// act(x W^T + b): x [rows, in] (f32 or compute type) -> [rows, out] of type `out`.
   virtual Tensor linear(const Tensor& x, const Linear& weights, Activation activation, DType out) = 0;
-  /// residual[b, i, :] += gate[b, :] * y[b, i, :]; residual f32 [B, n, C], gate f32 [B, C] or undefined (1), y f32 or
-  /// compute type.
+  /// residual[g] += gate[g] * y[g]: residual f32 [B, n, C], gate f32 [G, C] for G equal parts of its rows, or undefined
+  /// (1), y f32 or compute type.
   virtual void add_gated(Tensor& residual, const Tensor& y, const Tensor& gate) = 0;
-  /// LayerNorm(x) * (1 + scale[b]) + shift[b], x f32 [B, n, C], scale/shift f32 [B, C]; -> type `out`.
-  virtual Tensor layer_norm_modulate(const Tensor& x, const Tensor& scale, const Tensor& shift, float eps,
-                                     DType out) = 0;
-  /// LayerNorm(x) * weight + bias (either may be undefined); x f32 [..., C] -> compute type.
-  virtual Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) = 0;
+  /// x f32 [..., C] -> args.out.
+  virtual Tensor layer_norm(const Tensor& x, const NormArgs& args) = 0;
+  /// add_gated, then layer_norm of the sum.
+  virtual Tensor add_gated_norm(Tensor& residual, const Tensor& y, const Tensor& gate, const NormArgs& args) = 0;
   /// x / sqrt(mean(x^2) + eps) * weight; x f32 [rows, C] -> type `out`.
   virtual Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps, DType out) = 0;
   virtual Tensor apply(const Tensor& x, Activation activation) = 0;  // f32 -> f32
+  /// x += y, repeated: x f32 [..., y's shape].
+  virtual void add_repeated(Tensor& x, const Tensor& y) = 0;
+  /// shared f32 [rows, parts * C] + own f32 [parts, C] (may be undefined) -> f32 [parts, rows, C].
+  virtual Tensor modulation(const Tensor& shared, const Tensor& own, int parts) = 0;
+
+  // ---- guidance; `guidance` f32 [1, 2]: (cfg, 1 / tau)
+  /// x f32 [2 B, n, C], in place: both halves become cfg * first + (1 - cfg) * second.
+  virtual void guide_hidden(Tensor& x, const Tensor& guidance) = 0;
+  /// logits f32 [B or 2 B, n, 2 * bits] -> [pictures, n, 2 * bits]: divided by tau, halves mixed where there are two.
+  virtual Tensor guide_logits(const Tensor& logits, std::int64_t pictures, const Tensor& guidance) = 0;
+
+  // ---- bits (src/bits)
+  /// `sampling`: of SamplingWords, I64 [4]. logits f32 [B, n, 2 * bits] -> U8 [B, n, bits].
+  virtual Tensor sample_bits(const Tensor& logits, const Tensor& sampling, int scale) = 0;
+  /// summed f32 [B, d, H, W] += codes of `bits` of a token grid, resized.
+  virtual void add_codes(Tensor& summed, const Tensor& bits, Grid tokens, bool patchify) = 0;
+  virtual Tensor codes_to_words(const Tensor& summed, Grid tokens, bool patchify) = 0;
 
   // ---- attention
   /// Splits qkv [B, n, 3, H, D], normalises, scales and rotates q and k; q goes to `q` [B, H, n, D], k and v to rows
   /// [offset, offset + n) of the caches [B, H, capacity, D].
   virtual void split_qkv(const Tensor& qkv, const QkvArgs& args, Tensor& q, Tensor& k_cache, Tensor& v_cache) = 0;
+  /// A copy of a cache [B, H, capacity, D] with room for `more` rows a head.
+  virtual Tensor grown(const Tensor& cache, std::int64_t more) = 0;
+  /// Every query attends to keys [0, keys).
+  virtual void dense_attention(AttentionArgs& args, int keys) = 0;
   /// Every tile of queries attends to its list of keys. Queries in no tile keep
   /// what `out` held; empty lists give zeros.
   virtual void attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) = 0;
@@ -100,12 +186,13 @@ class Backend {
   virtual Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
   /// a - b, any float types -> f32.
   virtual Tensor subtract(const Tensor& a, const Tensor& b) = 0;
-  /// Attention over short packed texts: q [B, n, H, D], kv [total, 2, H, D] (compute type), cu_lengths [B + 1] -> [B,
+  /// Attention over short packed texts: q [B, n, H, D], kv [total, 2, H, D] (type of q), cu_lengths I32 [B + 1] -> [B,
   /// n, H, D].
-  virtual Tensor cross_attention(const Tensor& q, const Tensor& kv, const std::vector<int>& cu_lengths,
-                                 float scale) = 0;
-  /// Text self attention, one text: q, k, v [T, H, D] f32, bias f32 [H, T, T] added to the logits -> f32 [T, H, D].
-  virtual Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias) = 0;
+  virtual Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, float scale) = 0;
+  /// Text self attention, one text: q, k, v [T, H, D] f32, bias f32 [H, T, T] added to the logits; keys from *length
+  /// (I32 [1]) on are not seen -> f32 [T, H, D].
+  virtual Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
+                                  const Tensor& length) = 0;
   /// gelu_tanh(a) * b, elementwise, f32.
   virtual Tensor gated_gelu(const Tensor& a, const Tensor& b) = 0;
 
@@ -113,10 +200,17 @@ class Backend {
   /// x [B, H, W, in] (f32 or compute type) -> [B, H', W', out] compute type. `residual` (same shape as the result) is
   /// added where defined.
   virtual Tensor convolution(const Tensor& x, const Convolution& weights, const Tensor& residual) = 0;
+  virtual Tensor upsample_nearest_2x(const Tensor& x) = 0;
+  /// A convolution (3x3, stride 1) of x enlarged twofold, nearest neighbours.
+  virtual Tensor upsampled_convolution(const Tensor& x, const Convolution& weights) = 0;
   /// GroupNorm (affine), then SiLU where asked; statistics in f32.
   virtual Tensor group_norm(const Tensor& x, int groups, const Tensor& weight, const Tensor& bias, float eps,
                             bool silu) = 0;
-  virtual Tensor upsample_nearest_2x(const Tensor& x) = 0;
+  /// f32 [B, C, H, W] -> [B, H, W, C] f32, and back from f32 or compute type with values clamped to [-limit, limit].
+  virtual Tensor to_nhwc(const Tensor& x) = 0;
+  virtual Tensor to_nchw(const Tensor& x, float limit) = 0;
+  /// [-1, 1] -> U8, floor(255 (x + 1) / 2), clamped; NaN is 0.
+  virtual Tensor to_bytes(const Tensor& x) = 0;
 };
 
 struct CpuOptions {
@@ -124,5 +218,14 @@ struct CpuOptions {
   int threads = 0;  // 0: all cores
 };
 std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
+
+struct CudaOptions {
+  DType compute = DType::bf16;
+  int device = 0;
+  /// Computes nothing and takes no memory: everything made with it only adds up what would be needed (memory_use()).
+  bool planning = false;
+};
+/// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::string& why);
 
 }  // namespace sparvar

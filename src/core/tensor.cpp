@@ -56,8 +56,8 @@ float half_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (fraction << 13));
 }
 
-Tensor::Tensor(void* data, DType dtype, Shape shape, std::shared_ptr<const void> owner)
-    : data_(data), dtype_(dtype), shape_(std::move(shape)), owner_(std::move(owner)) {}
+Tensor::Tensor(void* data, DType dtype, Shape shape, std::shared_ptr<const void> owner, Place place)
+    : data_(data), dtype_(dtype), place_(place), shape_(std::move(shape)), owner_(std::move(owner)) {}
 
 Tensor Tensor::empty(DType dtype, Shape shape) {
   Tensor out(nullptr, dtype, std::move(shape), nullptr);
@@ -93,7 +93,7 @@ std::int64_t Tensor::size() const {
 }
 
 Tensor Tensor::reshaped(Shape shape) const {
-  Tensor out(data_, dtype_, std::move(shape), owner_);
+  Tensor out(data_, dtype_, std::move(shape), owner_, place_);
   if (out.size() != size())
     throw Error(ErrorKind::usage,
                 fmt::format("a tensor of shape {} cannot be seen as {}", to_string(shape_), to_string(out.shape_)));
@@ -104,7 +104,7 @@ Tensor Tensor::rows(std::int64_t begin, std::int64_t end) const {
   Shape shape = shape_;
   const std::int64_t row_bytes = shape[0] == 0 ? 0 : static_cast<std::int64_t>(bytes()) / shape[0];
   shape[0] = end - begin;
-  return {static_cast<char*>(data_) + begin * row_bytes, dtype_, std::move(shape), owner_};
+  return {static_cast<char*>(data_) + begin * row_bytes, dtype_, std::move(shape), owner_, place_};
 }
 
 namespace {
@@ -122,6 +122,7 @@ void convert(Tensor& out, Read read) {
 }  // namespace
 
 Tensor Tensor::to(DType dtype) const {
+  if (place_ != Place::host) throw Error(ErrorKind::usage, "a tensor on a device is converted by its backend only");
   if (dtype == dtype_) {
     Tensor out = empty(dtype, shape_);
     if (bytes() > 0) std::memcpy(out.raw(), raw(), bytes());

@@ -1,4 +1,4 @@
-// Contiguous host tensors: a shape, a type, and shared storage (owned, pooled or memory-mapped).
+// Contiguous tensors: a shape, a type, and shared storage (owned, pooled, memory-mapped, or on a device).
 #pragma once
 
 #include <cstddef>
@@ -25,11 +25,14 @@ float to_float(BFloat16 value);
 BFloat16 to_bfloat16(float value);
 float half_to_float(std::uint16_t bits);
 
+/// Where the elements are. Those of a device tensor are read and written by its backend only.
+enum class Place : std::uint8_t { host, device };
+
 class Tensor {
  public:
   Tensor() = default;
   /// A view of memory kept alive by `owner` (may be null: the caller keeps it alive).
-  Tensor(void* data, DType dtype, Shape shape, std::shared_ptr<const void> owner);
+  Tensor(void* data, DType dtype, Shape shape, std::shared_ptr<const void> owner, Place place = Place::host);
   /// Fresh, 64-byte aligned, uninitialised storage. Throws Error(system) where memory is out.
   static Tensor empty(DType dtype, Shape shape);
   static Tensor zeros(DType dtype, Shape shape);
@@ -37,6 +40,7 @@ class Tensor {
 
   bool defined() const { return data_ != nullptr || (!shape_.empty() && size() == 0); }
   DType dtype() const { return dtype_; }
+  Place place() const { return place_; }
   const Shape& shape() const { return shape_; }
   int rank() const { return static_cast<int>(shape_.size()); }
   std::int64_t dim(int axis) const;  // negative counts from the end
@@ -58,12 +62,13 @@ class Tensor {
   Tensor reshaped(Shape shape) const;
   /// Rows [begin, end) of the first axis, sharing storage.
   Tensor rows(std::int64_t begin, std::int64_t end) const;
-  /// A converted copy; f32, bf16, f16, f64, and integers can be read, f32 and bf16 written.
+  /// A converted copy of a host tensor; f32, bf16, f16, f64, and integers can be read, f32 and bf16 written.
   Tensor to(DType dtype) const;
 
  private:
   void* data_ = nullptr;
   DType dtype_ = DType::f32;
+  Place place_ = Place::host;
   Shape shape_;
   std::shared_ptr<const void> owner_;
 };

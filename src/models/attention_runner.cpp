@@ -62,6 +62,8 @@ double AttentionRunner::share_of_pairs(int scale) const {
   return pairs_[scale] / static_cast<double>(decisions_.size());
 }
 
+void AttentionRunner::start(int scale) { pairs_[scale] = seconds_[scale] = 0; }
+
 void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
   const auto start = std::chrono::steady_clock::now();
   const AttentionMethod& method = plan_.method(layer, scale);
@@ -73,21 +75,12 @@ void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
     pairs_[scale] += probe(*mp, args, scale);
   else
     pairs_[scale] += dense(args, scale);
-  seconds_[scale] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-const AttentionRunner::Static& AttentionRunner::dense_tiles(int scale) {
-  Static& known = dense_[scale];
-  if (known.tiles.count() == 0) {
-    known.tiles = row_tiles(schedule_[scale].tokens(), kDenseTile);
-    known.lists = all_keys(known.tiles, keys_[scale]);
-  }
-  return known;
+  if (!backend_.records())
+    seconds_[scale] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 double AttentionRunner::dense(AttentionArgs& args, int scale) {
-  const Static& all = dense_tiles(scale);
-  backend_.attention(args, all.tiles, all.lists);
+  backend_.dense_attention(args, keys_[scale]);
   return 1;
 }
 

@@ -16,9 +16,12 @@ class AttentionRunner {
   ~AttentionRunner();
   AttentionRunner(AttentionRunner&&) noexcept;
 
+  /// Forgets the figures of the scale: it runs (again).
+  void start(int scale);
   /// Fills args.out for the queries of `scale`; k and v hold the keys of scales 0 .. scale. Scales must come in order.
   void run(int layer, int scale, AttentionArgs& args);
-  /// Pairs computed over pairs there are, and seconds spent, at the scale, all layers together.
+  /// Pairs computed over pairs there are, and seconds spent, at the scale, all layers together. A device that records
+  /// programs leaves the seconds at 0.
   double share_of_pairs(int scale) const;
   double seconds(int scale) const { return seconds_[scale]; }
 
@@ -30,14 +33,12 @@ class AttentionRunner {
   double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
   double probe(const ProbeAttention& method, AttentionArgs& args, int scale);
   double decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
-  const Static& dense_tiles(int scale);
 
   Backend& backend_;
   AttentionPlan plan_;
   ScaleSchedule schedule_;
   std::vector<int> keys_;  // keys of scales 0 .. k
   std::vector<double> pairs_, seconds_;
-  std::map<int, Static> dense_;
   std::map<std::pair<const void*, int>, Static> csla_;  // by method and scale
   std::vector<std::unique_ptr<Decision>> decisions_;    // per layer
 };

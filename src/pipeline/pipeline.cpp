@@ -9,10 +9,12 @@
 
 #include "backend/backend.h"
 #include "core/memory_pool.h"
+#include "pipeline/device.h"
 #include "pipeline/walk.h"
 #include "text/t5_encoder.h"
 #include "text/tokenizer.h"
 #include "visual/bsq_vae.h"
+#include "weights/safetensors.h"
 
 namespace sparvar {
 namespace {
@@ -48,69 +50,159 @@ std::vector<float> per_scale(const std::vector<float>& given, const std::vector<
   return values;
 }
 
+struct Files {
+  explicit Files(const std::string& dir)
+      : transformer(TensorFile::open_in(dir, "transformer")),
+        vae(TensorFile::open_in(dir, "vae")),
+        text(TensorFile::open_in(dir, "text_encoder")) {}
+  TensorFile transformer, vae, text;
+};
+
+/// The networks, on one device.
+struct Networks {
+  Networks(const ModelConfig& config, const Files& files, Backend& backend)
+      : text_encoder(config.text_encoder, files.text, backend),
+        transformer(config.transformer, files.transformer, backend),
+        vae(config.vae, files.vae, backend) {}
+  T5Encoder text_encoder;
+  Infinity transformer;
+  BsqVae vae;
+};
+
+/// A walk and the decoder behind it, for pictures of one shape.
+struct Session {
+  Session(Networks& networks, Backend& device, const StateShape& shape)
+      : backend(device), walk(networks.transformer, device, shape) {
+    const InfinityConfig& config = networks.transformer.config();
+    const Grid last = shape.schedule.back();
+    const int step = config.apply_spatial_patchify ? 2 : 1;
+    codes = device.zeros(DType::f32, {1, config.codebook_dim, last.h * step, last.w * step});
+    decode = device.program([this, &vae = networks.vae] { pixels = vae.draw(codes); });
+  }
+  void run_programs() {
+    walk.run_programs();
+    decode->run();
+  }
+  Backend& backend;
+  Walk walk;
+  Tensor codes;   // of one picture: feature maps of a decoder are the largest tensors of all
+  Tensor pixels;  // U8 [1, H, W, 3]
+  ProgramPtr decode;
+};
+
 }  // namespace
 
 struct Pipeline::Impl {
   Impl(const PipelineOptions& options, const std::string& folder)
       : dir(folder),
         config(read_model_config(dir + "/config.json")),
-        backend(make_cpu_backend(
-            {.compute = options.precision == Precision::f32 ? DType::f32 : DType::bf16, .threads = options.threads})),
-        tokenizer(load_tokenizer(dir, config.text_encoder)),
-        transformer_file(TensorFile::open_in(dir, "transformer")),
-        vae_file(TensorFile::open_in(dir, "vae")),
-        text_file(TensorFile::open_in(dir, "text_encoder")),
-        text_encoder(config.text_encoder, text_file, *backend),
-        transformer(config.transformer, transformer_file, *backend),
-        vae(config.vae, vae_file, *backend) {
-    const InfinityConfig& t = config.transformer;
-    info.model_dir = dir;
-    info.architecture = config.architecture;
-    info.layers = t.depth;
-    info.width = t.embed_dim;
-    info.heads = t.num_heads;
-    info.head_dim = t.head_dim();
-    info.bits = t.bits();
-    info.transformer_parameters = transformer_file.parameters();
-    info.vae_parameters = vae_file.parameters();
-    info.text_parameters = text_file.parameters();
-    info.schedule = config.schedule;
-    const int pixels = config.vae.patch_size * (t.apply_spatial_patchify ? 2 : 1);
-    info.picture_height = config.schedule.back().h * pixels;
-    info.picture_width = config.schedule.back().w * pixels;
-    info.default_cfg = config.default_cfg;
-    info.default_tau = config.default_tau;
-    info.backend = backend->describe();
+        files(dir),
+        tokenizer(load_tokenizer(dir, config.text_encoder)) {
+    const MemoryUse plan = plan_memory(options);
+    device = open_device(options);
+    networks = std::make_unique<Networks>(config, files, *device.backend);
+    describe(plan);
   }
 
   std::string dir;
   ModelConfig config;
-  std::unique_ptr<Backend> backend;
+  Files files;
   Tokenizer tokenizer;
-  TensorFile transformer_file, vae_file, text_file;
-  T5Encoder text_encoder;
-  Infinity transformer;
-  BsqVae vae;
+  Device device;
+  std::unique_ptr<Networks> networks;
+  std::unique_ptr<Session> session;  // of the last shape, on a device that records programs
   ModelInfo info;
 
+  MemoryUse plan_memory(const PipelineOptions& options);
+  void describe(const MemoryUse& plan);
+  StateShape shape_of(int pictures, bool guided, std::int64_t text_tokens, const AttentionPlan& plan) const;
+  Session& session_for(const StateShape& shape);
   std::vector<Tensor> encode(const std::vector<std::string>& prompts);
   void draw(const GenerateOptions& options, const std::vector<Tensor>& texts, std::int64_t first, std::int64_t count,
-            WalkOptions& walk_options, GenerateResult& result);
+            WalkInputs& inputs, GenerateResult& result);
 };
+
+/// What one guided picture of a short prompt needs, found before anything is loaded; throws where it does not fit.
+MemoryUse Pipeline::Impl::plan_memory(const PipelineOptions& options) {
+  const Device planner = open_device(options, true);
+  if (!planner.gpu) return {};
+  Backend& backend = *planner.backend;
+  Networks dry(config, files, backend);
+  backend.reserve([&] { Session(dry, backend, shape_of(1, true, backend.length_step(), {})).run_programs(); });
+  const MemoryUse use = backend.memory_use();
+  constexpr std::int64_t kLibraries = 256LL << 20;  // what cuBLAS, cuDNN and the kernels themselves take
+  if (use.weights + use.working + kLibraries > use.device_free) {
+    const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1LL << 30); };
+    throw Error(ErrorKind::system,
+                fmt::format("{}: needs {:.1f} GiB of GPU memory ({:.1f} weights, {:.1f} cache and activations) and "
+                            "{:.1f} of {:.1f} are free; {}",
+                            dir, gib(use.weights + use.working + kLibraries), gib(use.weights), gib(use.working),
+                            gib(use.device_free), gib(use.device_total),
+                            options.precision == Precision::f32 ? "try --dtype bf16" : "try --device cpu"));
+  }
+  return use;
+}
+
+void Pipeline::Impl::describe(const MemoryUse& plan) {
+  const InfinityConfig& t = config.transformer;
+  info.model_dir = dir;
+  info.architecture = config.architecture;
+  info.layers = t.depth;
+  info.width = t.embed_dim;
+  info.heads = t.num_heads;
+  info.head_dim = t.head_dim();
+  info.bits = t.bits();
+  info.transformer_parameters = files.transformer.parameters();
+  info.vae_parameters = files.vae.parameters();
+  info.text_parameters = files.text.parameters();
+  info.schedule = config.schedule;
+  const int pixels = config.vae.patch_size * (t.apply_spatial_patchify ? 2 : 1);
+  info.picture_height = config.schedule.back().h * pixels;
+  info.picture_width = config.schedule.back().w * pixels;
+  info.default_cfg = config.default_cfg;
+  info.default_tau = config.default_tau;
+  info.backend = device.backend->describe();
+  info.on_gpu = device.gpu;
+  info.why_no_gpu = device.why_no_gpu;
+  info.memory = {plan.weights, plan.working, plan.device_free, plan.device_total};
+}
+
+StateShape Pipeline::Impl::shape_of(int pictures, bool guided, std::int64_t text_tokens,
+                                    const AttentionPlan& plan) const {
+  return {.pictures = pictures,
+          .guided = guided,
+          .schedule = config.schedule,
+          .rope_grid = config.rope_grid,
+          .plan = plan,
+          .text_tokens = text_tokens};
+}
+
+Session& Pipeline::Impl::session_for(const StateShape& shape) {
+  Backend& backend = *device.backend;
+  if (session && session->walk.shape() == shape) return *session;
+  session.reset();
+  backend.reserve([&] { Session(*networks, backend, shape).run_programs(); });
+  session = std::make_unique<Session>(*networks, backend, shape);
+  return *session;
+}
 
 std::vector<Tensor> Pipeline::Impl::encode(const std::vector<std::string>& prompts) {
   std::vector<Tensor> texts;
   const int longest = std::min(512, config.transformer.text_maxlen);
-  for (const std::string& prompt : prompts) texts.push_back(text_encoder.encode(tokenizer.encode(prompt, longest)));
+  for (const std::string& prompt : prompts)
+    texts.push_back(networks->text_encoder.encode(tokenizer.encode(prompt, longest)));
   return texts;
 }
 
 void Pipeline::Impl::draw(const GenerateOptions& options, const std::vector<Tensor>& texts, std::int64_t first,
-                          std::int64_t count, WalkOptions& walk_options, GenerateResult& result) {
+                          std::int64_t count, WalkInputs& inputs, GenerateResult& result) {
   PackedText packed;
   std::int64_t tokens = 0;
+  std::int64_t longest = 0;
   for (std::int64_t i = first; i < first + count; ++i) {
-    tokens += texts[i / options.pictures_per_prompt].dim(0);
+    const std::int64_t length = texts[i / options.pictures_per_prompt].dim(0);
+    tokens += length;
+    longest = std::max(longest, length);
     packed.offsets.push_back(static_cast<int>(tokens));
   }
   packed.states = Tensor::empty(DType::f32, {tokens, config.transformer.text_channels});
@@ -118,18 +210,26 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const std::vector<Tens
     const Tensor& text = texts[(first + i) / options.pictures_per_prompt];
     std::copy_n(text.data<float>(), text.size(), packed.states.data<float>() + packed.offsets[i] * text.dim(1));
   }
-  walk_options.first_picture = static_cast<std::uint64_t>(first);
-  Tensor codes = walk(transformer, packed, walk_options);
+  inputs.first_picture = static_cast<std::uint64_t>(first);
+  Backend& backend = *device.backend;
+  if (backend.records()) {  // room for texts of other lengths too
+    const std::int64_t step = backend.length_step();
+    tokens = count * ((longest + step - 1) / step * step);
+  }
+  Session& drawing = session_for(shape_of(static_cast<int>(count), guided(inputs.cfg), tokens, options.plan));
+  const Tensor& codes = drawing.walk.run(packed, inputs);
   trim_pool();  // the transformer's activations are of no use to the decoder
 
   const auto start = Clock::now();
-  for (std::int64_t i = 0; i < count; ++i) {  // one by one: a decoder's feature maps are the largest tensors of all
+  for (std::int64_t i = 0; i < count; ++i) {
     if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
-    const Tensor decoded = vae.decode(codes.rows(i, i + 1));
+    backend.write(drawing.codes, codes.rows(i, i + 1));
+    drawing.decode->run();
     const auto prompt = static_cast<int>((first + i) / options.pictures_per_prompt);
-    result.pictures.push_back({to_image(decoded, 0), options.prompts[prompt], prompt,
+    result.pictures.push_back({to_image(backend.download(drawing.pixels), 0), options.prompts[prompt], prompt,
                                static_cast<int>((first + i) % options.pictures_per_prompt)});
   }
+  if (!backend.records()) session.reset();
   trim_pool();
   result.decode_seconds += seconds_since(start);
 }
@@ -156,27 +256,30 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   if (options.batch < 0) throw Error(ErrorKind::usage, fmt::format("batch: {} is negative", options.batch));
   options.plan.validate();
 
-  WalkOptions walk_options;
-  walk_options.schedule = impl_->config.schedule;
-  walk_options.rope_grid = impl_->config.rope_grid;
-  walk_options.plan = options.plan;
-  walk_options.cfg = per_scale(options.cfg, impl_->config.default_cfg, scales, "cfg", 0.0F);
-  walk_options.tau = per_scale(options.tau, impl_->config.default_tau, scales, "tau", 1e-4F);
-  walk_options.sampling = {options.seed, options.top_k, options.top_p, options.greedy};
-  walk_options.cancel = options.cancel;
+  if (impl_->device.gpu && !options.plan.rules.empty())
+    throw Error(ErrorKind::usage,
+                fmt::format("plan {}: sparse attention runs on the CPU only as yet; take --device cpu "
+                            "or --attention dense",
+                            options.plan.name));
+
+  WalkInputs inputs;
+  inputs.cfg = per_scale(options.cfg, impl_->config.default_cfg, scales, "cfg", 0.0F);
+  inputs.tau = per_scale(options.tau, impl_->config.default_tau, scales, "tau", 1e-4F);
+  inputs.sampling = {options.seed, options.top_k, options.top_p, options.greedy};
+  inputs.cancel = options.cancel;
 
   GenerateResult result;
   result.scales.resize(scales);
   const std::int64_t pictures = static_cast<std::int64_t>(options.prompts.size()) * options.pictures_per_prompt;
   std::int64_t tokens = 0;
-  for (const Grid& grid : walk_options.schedule) tokens += grid.tokens();
+  for (const Grid& grid : impl_->config.schedule) tokens += grid.tokens();
   const std::int64_t batch = options.batch > 0 ? options.batch : std::max<std::int64_t>(1, kBatchTokens / tokens);
   const int steps = static_cast<int>(scales * ((pictures + batch - 1) / batch));
   int done = 0;
   const auto report = [&](Progress::Stage stage, Grid grid, double seconds) {
     if (options.on_progress) options.on_progress({stage, done, steps, grid, seconds});
   };
-  walk_options.on_scale = [&](const ScaleTiming& timing, int k) {
+  inputs.on_scale = [&](const ScaleTiming& timing, int k) {
     ScaleTiming& sum = result.scales[k];
     sum.grid = timing.grid;
     sum.seconds += timing.seconds;
@@ -191,7 +294,7 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   report(Progress::Stage::text, {}, result.text_seconds);
   for (std::int64_t first = 0; first < pictures; first += batch) {
     const double before = result.decode_seconds;
-    impl_->draw(options, texts, first, std::min(batch, pictures - first), walk_options, result);
+    impl_->draw(options, texts, first, std::min(batch, pictures - first), inputs, result);
     report(Progress::Stage::decode, {}, result.decode_seconds - before);
   }
   result.total_seconds = seconds_since(start);

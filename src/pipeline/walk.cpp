@@ -3,55 +3,118 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-
-#include "visual/codes.h"
 
 namespace sparvar {
-
 namespace {
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-void add(Tensor& sum, const Tensor& x) {
-  float* out = sum.data<float>();
-  const float* in = x.data<float>();
-  for (std::int64_t i = 0; i < sum.size(); ++i) out[i] += in[i];
+Grid codes_grid(const Infinity& model, const ScaleSchedule& schedule) {
+  const Grid last = schedule.back();
+  return model.config().apply_spatial_patchify ? Grid{2 * last.h, 2 * last.w} : last;
 }
 
 }  // namespace
 
-Tensor walk(Infinity& model, const PackedText& text, const WalkOptions& options) {
-  const ScaleSchedule& schedule = options.schedule;
-  const int scales = static_cast<int>(schedule.size());
-  const bool patchify = model.config().apply_spatial_patchify;
-  const Grid last = schedule.back();
-  const Grid codes_grid = patchify ? Grid{2 * last.h, 2 * last.w} : last;
-  const bool guided = std::any_of(options.cfg.begin(), options.cfg.end(), [](float cfg) { return cfg != 1.0F; });
+bool guided(const std::vector<float>& cfg) {
+  return std::any_of(cfg.begin(), cfg.end(), [](float value) { return value != 1.0F; });
+}
 
-  Infinity::State state = model.begin(text, guided, schedule, options.rope_grid, options.plan, options.observe);
-  Tensor summed = Tensor::zeros(DType::f32, {text.count(), model.config().codebook_dim, codes_grid.h, codes_grid.w});
-  Tensor words;
-  for (int k = 0; k < scales; ++k) {
-    const auto start = std::chrono::steady_clock::now();
-    const Tensor logits =
-        model.forward(state, words, {options.cfg[k], options.tau[k]}, options.observe, options.cancel);
-    Tensor bits = sample_bits(logits, options.sampling, options.first_picture, k);
-    if (options.observe) options.observe(fmt::format("bits.s{}", k), bits);
-    if (options.forced_bits) bits = options.forced_bits(k);
-    add(summed, resize_bilinear(bits_to_codes(bits, schedule[k], patchify), codes_grid));
-    if (options.observe) options.observe(fmt::format("summed_codes.s{}", k), summed);
-    if (k + 1 < scales) {
-      words = codes_to_words(summed, schedule[k + 1], patchify);
-      if (options.observe) options.observe(fmt::format("next_features.s{}", k + 1), words);
-    }
-    if (options.on_scale)
-      options.on_scale(
-          {schedule[k], seconds_since(start), state.attention().seconds(k), state.attention().share_of_pairs(k)}, k);
+Walk::Walk(Infinity& model, Backend& backend, const StateShape& shape)
+    : model_(model), backend_(backend), state_(model.make_state(shape)) {
+  const auto scales = static_cast<std::int64_t>(shape.schedule.size());
+  const Grid full = codes_grid(model, shape.schedule);
+  guidance_ = backend.zeros(DType::f32, {scales, 2});
+  sampling_ = backend.zeros(DType::i64, {4});
+  summed_ = backend.zeros(DType::f32, {shape.pictures, model.config().codebook_dim, full.h, full.w});
+  words_.resize(scales);
+  text_program_ = backend.program([this] { read_text({}); });
+  for (int k = 0; k < scales; ++k) scale_programs_.push_back(backend.program([this, k] { run_scale(k, {}, nullptr); }));
+}
+
+void Walk::read_text(const WalkWatch& watch) {
+  model_.read_text(state_, watch.observe);
+  backend_.fill_zero(summed_);
+}
+
+void Walk::run_scale(int k, const WalkWatch& watch, const std::atomic<bool>* cancel) {
+  const auto show = [&](const char* name, int scale, const Tensor& value) {
+    if (watch.observe) watch.observe(fmt::format("{}.s{}", name, scale), backend_.download(value));
+  };
+  const ScaleSchedule& schedule = shape().schedule;
+  const bool patchify = model_.config().apply_spatial_patchify;
+  const Tensor logits = model_.forward(state_, k, words_[k], guidance_.rows(k, k + 1), watch.observe, cancel);
+  words_[k] = Tensor();
+  Tensor bits = backend_.sample_bits(logits, sampling_, k);
+  show("bits", k, bits);
+  if (watch.forced_bits) bits = backend_.upload(watch.forced_bits(k));
+  backend_.add_codes(summed_, bits, schedule[k], patchify);
+  show("summed_codes", k, summed_);
+  if (k + 1 == static_cast<int>(schedule.size())) return;
+  words_[k + 1] = backend_.codes_to_words(summed_, schedule[k + 1], patchify);
+  show("next_features", k + 1, words_[k + 1]);
+}
+
+void Walk::run_programs() {
+  text_program_->run();
+  for (const ProgramPtr& program : scale_programs_) program->run();
+}
+
+void Walk::write_inputs(const PackedText& text, const WalkInputs& inputs) {
+  model_.write_text(state_, text);
+  Tensor guidance = Tensor::empty(DType::f32, guidance_.shape());
+  for (std::int64_t k = 0; k < guidance.dim(0); ++k) {
+    guidance.data<float>()[2 * k] = inputs.cfg[k];
+    guidance.data<float>()[2 * k + 1] = 1.0F / inputs.tau[k];
   }
-  return summed;
+  backend_.write(guidance_, guidance);
+  backend_.write(sampling_, SamplingWords(inputs.sampling, inputs.first_picture).to_tensor());
+}
+
+ScaleTiming Walk::timing(int k, double seconds) const {
+  return {shape().schedule[k], seconds, state_.attention().seconds(k), state_.attention().share_of_pairs(k)};
+}
+
+void Walk::run_watched(const WalkInputs& inputs, const WalkWatch& watch) {
+  read_text(watch);
+  for (int k = 0; k < static_cast<int>(shape().schedule.size()); ++k) {
+    const MarkPtr start = backend_.mark();
+    run_scale(k, watch, inputs.cancel);
+    if (inputs.on_scale) inputs.on_scale(timing(k, backend_.mark()->seconds_since(*start)), k);
+  }
+}
+
+void Walk::run_recorded(const WalkInputs& inputs) {
+  text_program_->run();
+  std::vector<MarkPtr> marks;
+  marks.push_back(backend_.mark());
+  for (const ProgramPtr& program : scale_programs_) {  // all enqueued before the first is waited for
+    program->run();
+    marks.push_back(backend_.mark());
+  }
+  for (int k = 0; k < static_cast<int>(scale_programs_.size()); ++k) {
+    const double seconds = marks[k + 1]->seconds_since(*marks[k]);
+    if (inputs.on_scale) inputs.on_scale(timing(k, seconds), k);
+  }
+  if (inputs.cancel != nullptr && inputs.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
+}
+
+const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const WalkWatch& watch) {
+  write_inputs(text, inputs);
+  if (backend_.records() && !watch.observe && !watch.forced_bits)
+    run_recorded(inputs);
+  else
+    run_watched(inputs, watch);
+  return summed_;
+}
+
+Tensor walk(Infinity& model, Backend& backend, const PackedText& text, const WalkOptions& options) {
+  Walk once(model, backend,
+            {.pictures = text.count(),
+             .guided = guided(options.cfg),
+             .schedule = options.schedule,
+             .rope_grid = options.rope_grid,
+             .plan = options.plan,
+             .text_tokens = text.offsets.back()});
+  return backend.download(once.run(text, options, options));
 }
 
 }  // namespace sparvar

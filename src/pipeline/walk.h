@@ -5,29 +5,75 @@
 #include <functional>
 #include <vector>
 
+#include "bits/sampling.h"
 #include "models/infinity/infinity.h"
-#include "pipeline/sampling.h"
 #include "sparvar/pipeline.h"
 
 namespace sparvar {
 
-struct WalkOptions {
-  ScaleSchedule schedule;
-  Grid rope_grid;
-  AttentionPlan plan;
+/// What may change from picture to picture.
+struct WalkInputs {
   std::vector<float> cfg;  // per scale
   std::vector<float> tau;
   Sampling sampling;
   std::uint64_t first_picture = 0;
-  /// Sees every tensor the golden fixtures name, bits, summed codes and next features included.
-  Observer observe;
-  /// Where given, its bits U8 [B, n, bits] are used instead of the sampled ones (teacher forcing).
-  std::function<Tensor(int scale)> forced_bits;
   std::function<void(const ScaleTiming&, int scale)> on_scale;
   const std::atomic<bool>* cancel = nullptr;
 };
 
-/// Returns the summed codes f32 [pictures, d, H, W] on the VAE grid of the last scale.
-Tensor walk(Infinity& model, const PackedText& text, const WalkOptions& options);
+/// For comparing with golden tensors; a walk that is watched runs operation by operation.
+struct WalkWatch {
+  /// Sees every tensor the golden fixtures name, bits, summed codes and next features included.
+  Observer observe;
+  /// Where given, its bits U8 [B, n, bits] are used instead of the sampled ones (teacher forcing).
+  std::function<Tensor(int scale)> forced_bits;
+};
+
+/// A walk of one shape: its state, and one program per scale. On a backend that records, pictures of the same shape
+/// cost no new recording.
+class Walk {
+ public:
+  Walk(Infinity& model, Backend& backend, const StateShape& shape);
+  Walk(const Walk&) = delete;
+  Walk& operator=(const Walk&) = delete;
+  const StateShape& shape() const { return state_.shape(); }
+
+  /// Puts all programs to a run; for Backend::reserve.
+  void run_programs();
+  /// Returns the summed codes f32 [pictures, d, H, W] on the VAE grid of the last scale: a tensor of the backend, that
+  /// the next run overwrites.
+  const Tensor& run(const PackedText& text, const WalkInputs& inputs, const WalkWatch& watch = {});
+
+ private:
+  void read_text(const WalkWatch& watch);
+  void run_scale(int k, const WalkWatch& watch, const std::atomic<bool>* cancel);
+  void write_inputs(const PackedText& text, const WalkInputs& inputs);
+  ScaleTiming timing(int k, double seconds) const;
+  void run_watched(const WalkInputs& inputs, const WalkWatch& watch);
+  void run_recorded(const WalkInputs& inputs);
+
+  Infinity& model_;
+  Backend& backend_;
+  Infinity::State state_;
+  Tensor guidance_;  // f32 [scales, 2]: (cfg, 1 / tau), an input
+  Tensor sampling_;  // of SamplingWords, an input
+  Tensor summed_;
+  std::vector<Tensor> words_;  // of the next scale
+  ProgramPtr text_program_;
+  std::vector<ProgramPtr> scale_programs_;
+};
+
+/// Everything a walk needs, for one that is made, run and forgotten.
+struct WalkOptions : WalkInputs, WalkWatch {
+  ScaleSchedule schedule;
+  Grid rope_grid;
+  AttentionPlan plan;
+};
+
+/// Is there a scale with guidance?
+bool guided(const std::vector<float>& cfg);
+
+/// Returns the summed codes f32 [pictures, d, H, W], on the host.
+Tensor walk(Infinity& model, Backend& backend, const PackedText& text, const WalkOptions& options);
 
 }  // namespace sparvar

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <utility>
 
-#include "core/parallel.h"
 #include "sparvar/error.h"
 
 namespace sparvar {
@@ -45,7 +44,7 @@ struct Network {
 
 class Loader {
  public:
-  Loader(const VaeConfig& config, const TensorFile& weights, Backend& backend)
+  Loader(const VaeConfig& config, const Weights& weights, Backend& backend)
       : config_(config), weights_(weights), backend_(backend) {}
 
   /// Widths of the levels, the finest first.
@@ -71,7 +70,8 @@ class Loader {
                   fmt::format("{}: {} has {} channels, which norm_num_groups = {} does not divide; check `vae` "
                               "in config.json",
                               weights_.path(), name, channels, config_.norm_num_groups));
-    return {weights_.f32(name + ".norm.weight", {channels}), weights_.f32(name + ".norm.bias", {channels})};
+    return {backend_.upload(weights_.f32(name + ".norm.weight", {channels})),
+            backend_.upload(weights_.f32(name + ".norm.bias", {channels}))};
   }
 
   ResidualBlock block(const std::string& name, std::int64_t in, std::int64_t out) const {
@@ -132,7 +132,7 @@ class Loader {
 
  private:
   const VaeConfig& config_;
-  const TensorFile& weights_;
+  const Weights& weights_;
   Backend& backend_;
 };
 
@@ -154,37 +154,6 @@ void check_config(const VaeConfig& config, const std::string& path) {
   if (!power_of_two || config.patch_size > largest)
     fail(fmt::format("patch_size = {}, expected a power of two of at most {} for {} levels of ch_mult",
                      config.patch_size, largest, config.ch_mult.size()));
-}
-
-// ---- layouts
-
-/// Values (of f32) of picture `index` of [B, C, H, W] -> [1, H, W, C].
-Tensor to_nhwc(const Tensor& x, std::int64_t index) {
-  const std::int64_t channels = x.dim(1);
-  const std::int64_t pixels = x.dim(2) * x.dim(3);
-  Tensor out = Tensor::empty(DType::f32, {1, x.dim(2), x.dim(3), channels});
-  const float* from = x.data<float>() + index * channels * pixels;
-  parallel_ranges(pixels, 4096, [&](std::int64_t begin, std::int64_t end) {
-    float* to = out.data<float>() + begin * channels;
-    for (std::int64_t p = begin; p < end; ++p)
-      for (std::int64_t c = 0; c < channels; ++c) *to++ = from[c * pixels + p];
-  });
-  return out;
-}
-
-/// [1, H, W, C], f32 or bf16, into picture `index` of f32 [B, C, H, W], each value within [-limit, limit].
-void from_nhwc(const Tensor& x, Tensor& to, std::int64_t index, float limit) {
-  const std::int64_t channels = x.dim(3);
-  const std::int64_t pixels = x.dim(1) * x.dim(2);
-  float* out = to.data<float>() + index * channels * pixels;
-  parallel_ranges(pixels, 4096, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t p = begin; p < end; ++p)
-      for (std::int64_t c = 0; c < channels; ++c) {
-        const std::int64_t at = p * channels + c;
-        const float value = x.dtype() == DType::f32 ? x.data<float>()[at] : to_float(x.data<BFloat16>()[at]);
-        out[c * pixels + p] = std::clamp(value, -limit, limit);
-      }
-  });
 }
 
 /// Throws unless `x` is f32 [B, channels, H, W] of at least one pixel.
@@ -230,8 +199,7 @@ struct BsqVae::Impl {
     for (const Level& level : decoder.levels) {
       h = run(level, std::move(h));
       if (!level.resample) continue;
-      h = backend->upsample_nearest_2x(h);
-      h = backend->convolution(h, *level.resample, {});
+      h = backend->upsampled_convolution(h, *level.resample);
     }
     h = norm(h, decoder.norm_out, true);
     return backend->convolution(h, *decoder.conv_out, {});
@@ -250,7 +218,7 @@ struct BsqVae::Impl {
   }
 };
 
-BsqVae::BsqVae(const VaeConfig& config, const TensorFile& weights, Backend& backend) : impl_(std::make_unique<Impl>()) {
+BsqVae::BsqVae(const VaeConfig& config, const Weights& weights, Backend& backend) : impl_(std::make_unique<Impl>()) {
   check_config(config, weights.path());
   impl_->config = config;
   impl_->backend = &backend;
@@ -266,11 +234,20 @@ bool BsqVae::can_encode() const { return impl_->encoder.conv_in != nullptr; }
 
 Tensor BsqVae::decode(const Tensor& codes) {
   check_input(codes, impl_->config.codebook_dim, "a map of codes");
+  Backend& backend = *impl_->backend;
   const std::int64_t patch = impl_->config.patch_size;
   Tensor pictures = Tensor::empty(DType::f32, {codes.dim(0), 3, codes.dim(2) * patch, codes.dim(3) * patch});
-  // One picture at a time: the largest maps are those of the full resolution.
-  for (std::int64_t b = 0; b < codes.dim(0); ++b) from_nhwc(impl_->decode(to_nhwc(codes, b)), pictures, b, 1.0F);
+  for (std::int64_t b = 0; b < codes.dim(0); ++b) {  // one by one: the largest maps are those of the full resolution
+    const Tensor map = backend.to_nhwc(backend.upload(codes.rows(b, b + 1)));
+    const Tensor decoded = backend.download(backend.to_nchw(impl_->decode(map), 1.0F));
+    std::copy_n(decoded.data<float>(), decoded.size(), pictures.data<float>() + b * decoded.size());
+  }
   return pictures;
+}
+
+Tensor BsqVae::draw(const Tensor& codes) {
+  check_input(codes, impl_->config.codebook_dim, "a map of codes");
+  return impl_->backend->to_bytes(impl_->decode(impl_->backend->to_nhwc(codes)));
 }
 
 Tensor BsqVae::encode(const Tensor& picture) {
@@ -283,26 +260,20 @@ Tensor BsqVae::encode(const Tensor& picture) {
     throw Error(ErrorKind::usage,
                 fmt::format("one picture whose sides are multiples of {} is encoded at a time, got {}", patch,
                             to_string(picture.shape())));
-  const Tensor h = impl_->encode(to_nhwc(picture, 0));
-  Tensor features = Tensor::empty(DType::f32, {1, h.dim(3), h.dim(1), h.dim(2)});
-  from_nhwc(h, features, 0, INFINITY);
-  return features;
+  Backend& backend = *impl_->backend;
+  const Tensor h = impl_->encode(backend.to_nhwc(backend.upload(picture)));
+  return backend.download(backend.to_nchw(h, INFINITY));
 }
 
-Image to_image(const Tensor& decoded, int index) {
-  check_input(decoded, 3, "a decoded batch");
-  if (index < 0 || index >= decoded.dim(0))
-    throw Error(ErrorKind::usage, fmt::format("picture {} of a batch of {} was asked for", index, decoded.dim(0)));
-  Image image{static_cast<int>(decoded.dim(3)), static_cast<int>(decoded.dim(2)), {}};
-  const std::size_t pixels = static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.height);
-  image.rgb.resize(3 * pixels);
-  const float* from = decoded.data<float>() + index * 3 * static_cast<std::int64_t>(pixels);
-  for (std::size_t c = 0; c < 3; ++c)
-    for (std::size_t p = 0; p < pixels; ++p) {
-      const float unit = (from[c * pixels + p] + 1.0F) / 2.0F;
-      const float level = 255.0F * unit;  // truncated, as upstream does; NaN is black
-      image.rgb[3 * p + c] = level >= 255.0F ? 255 : level > 0.0F ? static_cast<std::uint8_t>(level) : 0;
-    }
+Image to_image(const Tensor& pixels, int index) {
+  if (pixels.rank() != 4 || pixels.dtype() != DType::u8 || pixels.dim(3) != 3)
+    throw Error(ErrorKind::usage, fmt::format("pictures are U8 [B, H, W, 3], got {} {}", name_of(pixels.dtype()),
+                                              to_string(pixels.shape())));
+  if (index < 0 || index >= pixels.dim(0))
+    throw Error(ErrorKind::usage, fmt::format("picture {} of a batch of {} was asked for", index, pixels.dim(0)));
+  const Tensor one = pixels.rows(index, index + 1);
+  Image image{static_cast<int>(pixels.dim(2)), static_cast<int>(pixels.dim(1)), {}};
+  image.rgb.assign(one.data<std::uint8_t>(), one.data<std::uint8_t>() + one.size());
   return image;
 }
 

@@ -5,13 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "core/tensor.h"
+#include "weights/weights.h"
 
 namespace sparvar {
 
 /// A set of named tensors from one file, or from the shards that an index lists. Data stays mapped while any tensor
 /// lives.
-class TensorFile {
+class TensorFile final : public Weights {
  public:
   /// `path`: a .safetensors file, or an .index.json of shards. Throws Error(input) naming file, tensor, expected and
   /// found.
@@ -19,14 +19,13 @@ class TensorFile {
   /// `stem` + ".safetensors", else `stem` + ".safetensors.index.json", of a model folder.
   static TensorFile open_in(const std::string& dir, const std::string& stem);
 
-  bool has(const std::string& name) const { return tensors_.contains(name); }
-  /// Throws Error(input) where the tensor is missing, or `shape` is given and differs.
-  const Tensor& get(const std::string& name) const;
-  Tensor get(const std::string& name, const Shape& shape) const;
-  Tensor f32(const std::string& name, const Shape& shape) const;  // converted copy
+  bool has(const std::string& name) const override { return tensors_.contains(name); }
+  const Tensor& get(const std::string& name) const override;
+  Tensor get(const std::string& name, const Shape& shape) const override;
+  Tensor f32(const std::string& name, const Shape& shape) const override;
+  std::int64_t parameters() const override;
+  const std::string& path() const override { return path_; }
   std::vector<std::string> names() const;
-  std::int64_t parameters() const;  // elements in all
-  const std::string& path() const { return path_; }
 
  private:
   std::string path_;

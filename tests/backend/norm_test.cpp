@@ -23,8 +23,9 @@ TEST_P(Operations, LayerNorms) {
   for (const std::int64_t width : {1L, 7L, 64L, 255L, 256L, 3584L}) {
     const Tensor x = random_tensor({2, 5, width}, seed, 3), scale = random_tensor({2, width}, seed + 1),
                  shift = random_tensor({2, width}, seed + 2);
-    const Tensor modulated = backend->layer_norm_modulate(x, scale, shift, 1e-6F, GetParam()).to(DType::f32);
-    const Tensor weighted = backend->layer_norm(x, scale.rows(0, 1), shift.rows(1, 2), 1e-6F).to(DType::f32);
+    const Tensor modulated = backend->layer_norm(x, {scale, shift, 1.0F, 1e-6F, GetParam()}).to(DType::f32);
+    const Tensor weighted =
+        backend->layer_norm(x, {scale.rows(0, 1), shift.rows(1, 2), 0.0F, 1e-6F, GetParam()}).to(DType::f32);
     const Tensor rms = backend->rms_norm(x.reshaped({10, width}), scale.rows(1, 2), 1e-6F, DType::f32);
     double worst = 0, worst_rms = 0;
     for (std::int64_t r = 0; r < 10; ++r) {
@@ -97,10 +98,12 @@ TEST_P(Operations, LinearWithActivations) {
 
 TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
   const std::vector<int> offsets = {0, 5, 5, 70};  // the second text is empty
+  Tensor lengths = Tensor::empty(DType::i32, {4});
+  std::copy(offsets.begin(), offsets.end(), lengths.data<std::int32_t>());
   for (const auto& [n, heads, dim] : {std::array{1L, 2L, 64L}, std::array{50L, 4L, 16L}, std::array{33L, 3L, 20L}}) {
     const Tensor q = random_tensor({3, n, heads, dim}, seed).to(GetParam()),
                  kv = random_tensor({70, 2, heads, dim}, seed + 1).to(GetParam());
-    const Tensor found = backend->cross_attention(q, kv, offsets, 0.3F).to(DType::f32);
+    const Tensor found = backend->cross_attention(q, kv, lengths, 0.3F).to(DType::f32);
     const Tensor qf = q.to(DType::f32), kvf = kv.to(DType::f32);
     double worst = 0;
     for (std::int64_t r = 0; r < 3 * n; ++r)

@@ -49,9 +49,9 @@ Tensor logit_difference(const Tensor& logits, std::int64_t step) {
 }
 
 struct Model {
-  Model(const std::string& dir, DType compute)
+  Model(const std::string& dir, const Settings& settings)
       : config(read_model_config(dir + "/config.json")),
-        backend(make_cpu_backend({.compute = compute, .threads = 0})),
+        backend(settings.backend(settings.compute())),
         tokenizer(dir + "/spiece.model", 0),
         text_file(TensorFile::open_in(dir, "text_encoder")),
         transformer_file(TensorFile::open_in(dir, "transformer")),
@@ -102,7 +102,7 @@ void run_prompt(Model& model, const std::string& prompt, float cfg, const Tensor
     report.compare(wanted, logit_difference(logits, (value.dim(1) + expected.dim(0) - 1) / expected.dim(0)), expected,
                    bf16 ? 1e2 : 5e-3);
   };
-  const Tensor codes = walk(model.transformer, text, options);
+  const Tensor codes = walk(model.transformer, *model.backend, text, options);
   report.count("bits with a margin of 1e-3", bf16 ? 0 : bits.differing_clear, bits.total);
   if (bf16)
     report.at_least("share of equal bits", 1.0 - static_cast<double>(bits.differing) / static_cast<double>(bits.total),
@@ -111,7 +111,7 @@ void run_prompt(Model& model, const std::string& prompt, float cfg, const Tensor
     report.count("bits", bits.differing, bits.total, 2 * bits.total / 10000);
   if (io.has("summed_codes")) report.compare("summed_codes", codes, io.get("summed_codes"), 1e-5);
   if (!io.has("image_u8_rgb_hwc")) return;
-  const Image picture = to_image(model.vae.decode(codes), 0);
+  const Image picture = to_image(model.backend->download(model.vae.draw(model.backend->upload(codes))), 0);
   const Tensor& expected = io.get("image_u8_rgb_hwc");
   Image wanted{static_cast<int>(expected.dim(-2)), static_cast<int>(expected.dim(-3)), {}};
   wanted.rgb.assign(expected.data<std::uint8_t>(), expected.data<std::uint8_t>() + expected.size());
@@ -126,7 +126,7 @@ void run_prompt(Model& model, const std::string& prompt, float cfg, const Tensor
 }  // namespace
 
 void run_bundled(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report) {
-  Model model(settings.model_dir, settings.bf16 ? DType::bf16 : DType::f32);
+  Model model(settings.model_dir, settings);
   for (const auto& [prompt, entry] : config.items()) {
     const std::string path = dir + "/" + entry.at("file").get<std::string>();
     if (!std::filesystem::exists(path)) continue;  // thinned copies keep one prompt

@@ -6,12 +6,12 @@
 #include <cmath>
 #include <map>
 
+#include "bits/codes.h"
 #include "conformance/report.h"
 #include "core/resolutions.h"
 #include "pipeline/walk.h"
 #include "sparvar/error.h"
 #include "visual/bsq_vae.h"
-#include "visual/codes.h"
 
 namespace sparvar::conformance {
 namespace {
@@ -86,8 +86,10 @@ std::int64_t wrong_bits(const Tensor& bits, const Tensor& expected, const Tensor
   return wrong;
 }
 
-void compare_picture(const Tensor& decoded, const TensorFile& io, const nlohmann::json& config, Report& report) {
+void compare_picture(BsqVae& vae, Backend& backend, const Tensor& codes, const TensorFile& io,
+                     const nlohmann::json& config, Report& report) {
   if (io.has("image_rgb_sub2")) {
+    const Tensor decoded = vae.decode(codes);
     const Tensor expected = io.get("image_rgb_sub2").to(DType::f32);
     Tensor thin = Tensor::empty(DType::f32, expected.shape());
     const std::int64_t h = decoded.dim(2), w = decoded.dim(3);
@@ -99,8 +101,7 @@ void compare_picture(const Tensor& decoded, const TensorFile& io, const nlohmann
     report.compare("image_rgb_sub2", thin, expected, tolerance("image_rgb_sub2", config));
   }
   if (io.has("image_u8_rgb_hwc")) {
-    Image image = to_image(decoded, 0);
-    const Tensor found(image.rgb.data(), DType::u8, {1, image.height, image.width, 3}, nullptr);
+    const Tensor found = backend.download(vae.draw(backend.upload(codes)));
     report.compare("image_u8_rgb_hwc", found, io.get("image_u8_rgb_hwc"), 1);
   }
 }
@@ -108,7 +109,7 @@ void compare_picture(const Tensor& decoded, const TensorFile& io, const nlohmann
 }  // namespace
 
 void run_infinity(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report) {
-  const auto backend = make_cpu_backend({.compute = settings.bf16 ? DType::bf16 : DType::f32, .threads = 0});
+  const auto backend = settings.backend(settings.compute());
   const TensorFile io = TensorFile::open(dir + "/io.safetensors");
   const TensorFile weights = TensorFile::open(dir + "/weights.safetensors");
   Infinity model(read_transformer(config), weights, *backend);
@@ -137,11 +138,11 @@ void run_infinity(const std::string& dir, const nlohmann::json& config, const Se
       report.compare(name, value.size() != expected.size() && expected.dim(0) == 2 ? first_sample(value) : value,
                      expected, tolerance(name, config));
   };
-  const Tensor codes = walk(model, text, options);
+  const Tensor codes = walk(model, *backend, text, options);
   if (io.has("image_u8_rgb_hwc") || io.has("image_rgb_sub2")) {
     const TensorFile vae_weights = TensorFile::open(dir + "/vae.safetensors");
     BsqVae vae(read_vae(config.at("vae")), vae_weights, *backend);
-    compare_picture(vae.decode(codes.rows(0, 1)), io, config, report);
+    compare_picture(vae, *backend, codes.rows(0, 1), io, config, report);
   }
 
   std::int64_t differing = 0, total = 0;
@@ -151,12 +152,12 @@ void run_infinity(const std::string& dir, const nlohmann::json& config, const Se
     differing += differing_bytes(value, io.get(name));
     total += value.size();
   };
-  walk(model, text, options);
+  walk(model, *backend, text, options);
   report.count("bits, free-running", differing, total, config.at("check").value("bits_margin_below_1e_3", 0));
 }
 
-void run_vae(const std::string& dir, const nlohmann::json& config, Report& report) {
-  const auto backend = make_cpu_backend({.compute = DType::f32, .threads = 0});
+void run_vae(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report) {
+  const auto backend = settings.backend(DType::f32);
   const TensorFile io = TensorFile::open(dir + "/io.safetensors");
   const TensorFile weights = TensorFile::open(dir + "/weights.safetensors");
   BsqVae vae(read_vae(config.at("vae")), weights, *backend);

@@ -18,8 +18,8 @@ void run(const std::string& dir, const Settings& settings, Report& report) {
   const nlohmann::json config = read_json(dir + "/config.json");
   const std::string model = config.value("model", config.value("model_type", std::string()));
   if (model == "infinity") return run_infinity(dir, config, settings, report);
-  if (model == "bsq-vae") return run_vae(dir, config, report);
-  if (model == "t5") return run_t5(dir, config, report);
+  if (model == "bsq-vae") return run_vae(dir, config, settings, report);
+  if (model == "t5") return run_t5(dir, config, settings, report);
   if (config.contains("decision_scale")) return run_cs4a(dir, config, report);
   if (config.contains("win_size") && config.contains("cases")) return run_csla(dir, config, report);
   if (!config.empty() && config.begin().value().is_object() && config.begin().value().contains("file"))
@@ -37,15 +37,19 @@ int main_checked(const std::vector<std::string>& arguments) {
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     if (arguments[i] == "--bf16")
       settings.bf16 = true;
+    else if (arguments[i] == "--device" && i + 1 < arguments.size())
+      settings.device = arguments[++i];
     else if (arguments[i] == "--model" && i + 1 < arguments.size())
       settings.model_dir = arguments[++i];
     else if (!arguments[i].empty() && arguments[i][0] == '-')
       throw Error(ErrorKind::usage,
-                  fmt::format("unknown option {}; usage: conformance [--bf16] [--model DIR] DIR...", arguments[i]));
+                  fmt::format("unknown option {}; usage: conformance [--bf16] [--device NAME] [--model DIR] DIR...",
+                              arguments[i]));
     else
       folders.push_back(arguments[i]);
   }
-  if (folders.empty()) throw Error(ErrorKind::usage, "usage: conformance [--bf16] [--model DIR] DIR...");
+  if (folders.empty())
+    throw Error(ErrorKind::usage, "usage: conformance [--bf16] [--device NAME] [--model DIR] DIR...");
   if (settings.model_dir.empty()) settings.model_dir = bundled_model_dir();
   int failed = 0;
   for (const std::string& folder : folders) {

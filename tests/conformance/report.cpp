@@ -5,6 +5,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "pipeline/device.h"
 #include "sparvar/error.h"
 
 namespace sparvar::conformance {
@@ -49,6 +50,13 @@ void Report::line(const std::string& name, const std::string& text, bool good) {
   ++checks_;
   failures_ += good ? 0 : 1;
   fmt::print("{:6} {:24} {:28} {}\n", good ? "ok" : "FAILED", folder_, name, text);
+}
+
+std::unique_ptr<Backend> Settings::backend(DType type) const {
+  PipelineOptions options;
+  options.precision = type == DType::bf16 ? Precision::bf16 : Precision::f32;
+  options.device = device;
+  return std::move(open_device(options).backend);
 }
 
 void Report::compare(const std::string& name, const Tensor& found, const Tensor& expected, double tolerance) {

@@ -1,9 +1,11 @@
 // What a conformance run prints: one line a tensor, the largest difference against its tolerance, bits that differ.
 #pragma once
 
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "backend/backend.h"
 #include "core/tensor.h"
 #include "sparvar/schedule.h"
 #include "weights/safetensors.h"
@@ -13,6 +15,10 @@ namespace sparvar::conformance {
 struct Settings {
   bool bf16 = false;      // compute type of the whole-model kinds
   std::string model_dir;  // of the bundled model
+  std::string device = "cpu";
+
+  DType compute() const { return bf16 ? DType::bf16 : DType::f32; }
+  std::unique_ptr<Backend> backend(DType type) const;
 };
 
 class Report {
@@ -41,8 +47,8 @@ nlohmann::json read_json(const std::string& path);
 ScaleSchedule read_schedule(const nlohmann::json& scales);  // [t, h, w], [h, w] or n
 
 void run_infinity(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
-void run_vae(const std::string& dir, const nlohmann::json& config, Report& report);
-void run_t5(const std::string& dir, const nlohmann::json& config, Report& report);
+void run_vae(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
+void run_t5(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
 void run_csla(const std::string& dir, const nlohmann::json& config, Report& report);
 void run_cs4a(const std::string& dir, const nlohmann::json& config, Report& report);
 void run_bundled(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);

@@ -34,8 +34,8 @@ Tensor thin_rows(const Tensor& hidden, std::int64_t rows) {
 
 }  // namespace
 
-void run_t5(const std::string& dir, const nlohmann::json& config, Report& report) {
-  const auto backend = make_cpu_backend({.compute = DType::f32, .threads = 0});
+void run_t5(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report) {
+  const auto backend = settings.backend(DType::f32);
   const TensorFile io = TensorFile::open(dir + "/io.safetensors");
   const TensorFile weights = TensorFile::open(dir + "/weights.safetensors");
   const Tokenizer tokenizer(dir + "/spiece.model", config.value("extra_ids", 100));

@@ -7,6 +7,7 @@
 
 #include "pipeline/walk.h"
 #include "support.h"
+#include "weights/safetensors.h"
 
 namespace sparvar {
 namespace {
@@ -46,11 +47,11 @@ TEST(Walk, ABatchOfTextsOfDifferentLengthDrawsWhatEachDrawsAlone) {
   Small small;
   WalkOptions options = small.options();
   options.first_picture = 10;
-  const Tensor together = walk(small.model, Small::texts({5, 1, 17}, {1, 2, 3}), options);
+  const Tensor together = walk(small.model, *small.backend, Small::texts({5, 1, 17}, {1, 2, 3}), options);
   for (int i = 0; i < 3; ++i) {
     options.first_picture = 10 + i;
-    const Tensor alone =
-        walk(small.model, Small::texts({std::vector{5, 1, 17}[i]}, {static_cast<unsigned>(i + 1)}), options);
+    const Tensor alone = walk(small.model, *small.backend,
+                              Small::texts({std::vector{5, 1, 17}[i]}, {static_cast<unsigned>(i + 1)}), options);
     EXPECT_LT(testing::max_difference(alone, together.rows(i, i + 1)), 1e-6) << "picture " << i;
   }
 }
@@ -59,7 +60,7 @@ TEST(Walk, WithoutGuidanceNoUnconditionalHalfIsNeeded) {
   Small small;
   WalkOptions options = small.options();
   options.cfg.assign(6, 1.0F);
-  const Tensor plain = walk(small.model, Small::texts({4}, {9}), options);
+  const Tensor plain = walk(small.model, *small.backend, Small::texts({4}, {9}), options);
   // Guidance at one scale runs both halves everywhere, and changes that scale and those after it only.
   options.cfg[5] = 4.0F;
   std::vector<Tensor> before, after;
@@ -69,10 +70,10 @@ TEST(Walk, WithoutGuidanceNoUnconditionalHalfIsNeeded) {
     };
   };
   options.observe = record(after);
-  walk(small.model, Small::texts({4}, {9}), options);
+  walk(small.model, *small.backend, Small::texts({4}, {9}), options);
   options.cfg[5] = 1.0F;
   options.observe = record(before);
-  walk(small.model, Small::texts({4}, {9}), options);
+  walk(small.model, *small.backend, Small::texts({4}, {9}), options);
   for (int k = 0; k < 5; ++k) EXPECT_EQ(testing::max_difference(before[k], after[k]), 0) << "scale " << k;
   EXPECT_GT(testing::max_difference(before[5], after[5]), 0);
   EXPECT_EQ(plain.shape(), (Shape{1, 16, 12, 12}));
@@ -83,7 +84,7 @@ TEST(Walk, GridsNeedNotBeSquare) {
   WalkOptions options = small.options();
   options.schedule = {{1, 1}, {2, 3}, {5, 4}, {6, 10}, {9, 16}, {11, 20}};
   options.rope_grid = {44, 80};
-  EXPECT_EQ(walk(small.model, Small::texts({3}, {4}), options).shape(), (Shape{1, 16, 11, 20}));
+  EXPECT_EQ(walk(small.model, *small.backend, Small::texts({3}, {4}), options).shape(), (Shape{1, 16, 11, 20}));
 }
 
 TEST(Walk, StopsWhenCancelled) {
@@ -93,7 +94,7 @@ TEST(Walk, StopsWhenCancelled) {
   options.cancel = &cancel;
   options.on_scale = [&](const ScaleTiming&, int k) { cancel = k == 2; };
   try {
-    walk(small.model, Small::texts({3}, {4}), options);
+    walk(small.model, *small.backend, Small::texts({3}, {4}), options);
     FAIL() << "went on";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::cancelled);
@@ -109,7 +110,7 @@ TEST(Walk, GuidanceOnALayerIsNotGuidanceOnLogits) {
   options.observe = [&](const std::string& name, const Tensor& value) {
     if (name == "hidden.s3.b6") hidden.push_back(value.to(DType::f32));
   };
-  walk(layered, Small::texts({3}, {4}), options);
+  walk(layered, *small.backend, Small::texts({3}, {4}), options);
   ASSERT_EQ(hidden.size(), 1U);
   EXPECT_EQ(testing::max_difference(hidden[0].rows(0, 1), hidden[0].rows(1, 2)), 0)
       << "both halves hold the guided state after layer 6 of 8";

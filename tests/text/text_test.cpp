@@ -9,6 +9,7 @@
 #include "support.h"
 #include "text/t5_encoder.h"
 #include "text/tokenizer.h"
+#include "weights/safetensors.h"
 
 namespace sparvar {
 namespace {

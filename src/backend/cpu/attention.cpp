@@ -119,6 +119,12 @@ void CpuBackend::split_qkv(const Tensor& qkv, const QkvArgs& args, Tensor& q, Te
     split_rows<BFloat16>(qkv, args, q, k_cache, v_cache);
 }
 
+void CpuBackend::dense_attention(AttentionArgs& args, int keys) {
+  constexpr int kTile = 64;
+  const QueryTiles tiles = row_tiles(static_cast<int>(args.q.dim(2)), kTile);
+  attention(args, tiles, all_keys(tiles, keys));
+}
+
 void CpuBackend::attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) {
   check(args);
   const AttentionKernels& kernels = attention_kernels();

@@ -183,4 +183,8 @@ Tensor CpuBackend::convolution(const Tensor& x, const Convolution& weights, cons
   return as_type(result, compute_);
 }
 
+Tensor CpuBackend::upsampled_convolution(const Tensor& x, const Convolution& weights) {
+  return convolution(upsample_nearest_2x(x), weights, {});
+}
+
 }  // namespace sparvar

@@ -265,4 +265,47 @@ Tensor CpuBackend::upsample_nearest_2x(const Tensor& x) {
   return out;
 }
 
+Tensor CpuBackend::to_nhwc(const Tensor& x) {
+  const std::int64_t channels = x.dim(1);
+  const std::int64_t pixels = x.dim(2) * x.dim(3);
+  Tensor out = Tensor::empty(DType::f32, {x.dim(0), x.dim(2), x.dim(3), channels});
+  parallel_ranges(x.dim(0) * pixels, 4096, [&](std::int64_t begin, std::int64_t end) {
+    float* to = out.data<float>() + begin * channels;
+    for (std::int64_t p = begin; p < end; ++p) {
+      const float* from = x.data<float>() + p / pixels * channels * pixels + p % pixels;
+      for (std::int64_t c = 0; c < channels; ++c) *to++ = from[c * pixels];
+    }
+  });
+  return out;
+}
+
+Tensor CpuBackend::to_nchw(const Tensor& x, float limit) {
+  const std::int64_t channels = x.dim(3);
+  const std::int64_t pixels = x.dim(1) * x.dim(2);
+  Tensor out = Tensor::empty(DType::f32, {x.dim(0), channels, x.dim(1), x.dim(2)});
+  parallel_ranges(x.dim(0) * pixels, 4096, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p) {
+      float* to = out.data<float>() + p / pixels * channels * pixels + p % pixels;
+      for (std::int64_t c = 0; c < channels; ++c) {
+        const std::int64_t at = p * channels + c;
+        const float value = x.dtype() == DType::f32 ? x.data<float>()[at] : to_float(x.data<BFloat16>()[at]);
+        to[c * pixels] = std::clamp(value, -limit, limit);
+      }
+    }
+  });
+  return out;
+}
+
+Tensor CpuBackend::to_bytes(const Tensor& x) {
+  Tensor out = Tensor::empty(DType::u8, x.shape());
+  parallel_ranges(x.size(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float value = x.dtype() == DType::f32 ? x.data<float>()[i] : to_float(x.data<BFloat16>()[i]);
+      const float level = 255.0F * ((value + 1.0F) / 2.0F);  // truncated, as upstream does; NaN is black
+      out.data<std::uint8_t>()[i] = level >= 255.0F ? 255 : level > 0.0F ? static_cast<std::uint8_t>(level) : 0;
+    }
+  });
+  return out;
+}
+
 }  // namespace sparvar

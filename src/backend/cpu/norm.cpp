@@ -1,6 +1,7 @@
 // LayerNorm, RMSNorm, gates: one row at a time, rows in parallel.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "backend/cpu/cpu_backend.h"
@@ -91,24 +92,28 @@ Tensor normalise(const Tensor& x, DType type, float eps, bool centred, float off
 
 const float* data_of(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
 
-void check_rows(const char* what, const Tensor& x, const Tensor& per_row) {
-  if (per_row.defined() && (per_row.dim(0) != x.dim(0) || per_row.dim(-1) != x.dim(-1)))
+/// Rows of x that share a row of `parts` [G, C]; all of them where it is undefined.
+std::int64_t rows_per_part(const char* what, const Tensor& x, const Tensor& parts) {
+  const std::int64_t rows = x.dim(-1) == 0 ? 0 : x.size() / x.dim(-1);
+  if (!parts.defined()) return std::max<std::int64_t>(rows, 1);
+  const std::int64_t count = parts.size() / std::max<std::int64_t>(parts.dim(-1), 1);
+  if (parts.dim(-1) != x.dim(-1) || count == 0 || rows % count != 0)
     throw Error(ErrorKind::usage,
-                fmt::format("{}: {} does not fit {}", what, to_string(per_row.shape()), to_string(x.shape())));
+                fmt::format("{}: {} does not fit {}", what, to_string(parts.shape()), to_string(x.shape())));
+  return std::max<std::int64_t>(rows / count, 1);
 }
 
 }  // namespace
 
 void CpuBackend::add_gated(Tensor& residual, const Tensor& y, const Tensor& gate) {
-  check_rows("gate", residual, gate);
+  const std::int64_t period = rows_per_part("gate", residual, gate);
   if (y.size() != residual.size())
     throw Error(ErrorKind::usage,
                 fmt::format("residual {} and {} differ in size", to_string(residual.shape()), to_string(y.shape())));
   const std::int64_t width = residual.dim(-1);
-  const std::int64_t per_batch = residual.size() / (residual.dim(0) * width);
   parallel_ranges(residual.size() / width, 32, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
-      const float* g = gate.defined() ? gate.data<float>() + r / per_batch * width : nullptr;
+      const float* g = gate.defined() ? gate.data<float>() + r / period * width : nullptr;
       if (y.dtype() == DType::f32)
         add_f32(residual.data<float>() + r * width, y.data<float>() + r * width, g, width);
       else
@@ -117,39 +122,24 @@ void CpuBackend::add_gated(Tensor& residual, const Tensor& y, const Tensor& gate
   });
 }
 
-Tensor CpuBackend::layer_norm_modulate(const Tensor& x, const Tensor& scale, const Tensor& shift, float eps,
-                                       DType out) {
-  check_rows("modulation", x, scale);
-  check_rows("modulation", x, shift);
+Tensor CpuBackend::layer_norm(const Tensor& x, const NormArgs& args) {
+  const std::int64_t scale_period = rows_per_part("norm scale", x, args.scale);
+  const std::int64_t shift_period = rows_per_part("norm shift", x, args.shift);
   const std::int64_t width = x.dim(-1);
-  const std::int64_t per_batch = x.size() / (x.dim(0) * width);
-  return normalise(x, out, eps, true, 1.0F, [&](std::int64_t r) {
-    return Affine{scale.data<float>() + r / per_batch * width, shift.data<float>() + r / per_batch * width};
+  return normalise(x, args.out, args.eps, true, args.one_plus, [&](std::int64_t r) {
+    return Affine{args.scale.defined() ? data_of(args.scale) + r / scale_period * width : nullptr,
+                  args.shift.defined() ? data_of(args.shift) + r / shift_period * width : nullptr};
   });
 }
 
-Tensor CpuBackend::layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) {
-  const Affine affine{data_of(weight), data_of(bias)};
-  return normalise(x, compute_, eps, true, 0.0F, [&](std::int64_t) { return affine; });
+Tensor CpuBackend::add_gated_norm(Tensor& residual, const Tensor& y, const Tensor& gate, const NormArgs& args) {
+  add_gated(residual, y, gate);
+  return layer_norm(residual, args);
 }
 
 Tensor CpuBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, DType out) {
   const Affine affine{data_of(weight), nullptr};
   return normalise(x, out, eps, false, 0.0F, [&](std::int64_t) { return affine; });
-}
-
-Tensor CpuBackend::apply(const Tensor& x, Activation activation) {
-  Tensor out = Tensor::empty(DType::f32, x.shape());
-  for (std::int64_t i = 0; i < x.size(); ++i) {
-    const float v = x.data<float>()[i];
-    if (activation == Activation::silu)
-      out.data<float>()[i] = v / (1.0F + std::exp(-v));
-    else if (activation == Activation::gelu_tanh)
-      out.data<float>()[i] = 0.5F * v * (1.0F + std::tanh(0.7978845608028654F * (v + 0.044715F * v * v * v)));
-    else
-      out.data<float>()[i] = v;
-  }
-  return out;
 }
 
 }  // namespace sparvar

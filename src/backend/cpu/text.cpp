@@ -57,7 +57,9 @@ void attend(const float* q, const float* k, const float* v, std::int64_t keys, s
 
 }  // namespace
 
-Tensor CpuBackend::cross_attention(const Tensor& q, const Tensor& kv, const std::vector<int>& cu_lengths, float scale) {
+Tensor CpuBackend::cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, float scale) {
+  const std::vector<std::int32_t> cu_lengths(lengths.data<std::int32_t>(),
+                                             lengths.data<std::int32_t>() + lengths.size());
   const std::int64_t n = q.dim(1), heads = q.dim(2), dim = q.dim(3);
   const std::int64_t width = heads * dim;
   if (static_cast<std::int64_t>(cu_lengths.size()) != q.dim(0) + 1 || cu_lengths.back() > kv.dim(0) ||
@@ -88,8 +90,10 @@ Tensor CpuBackend::cross_attention(const Tensor& q, const Tensor& kv, const std:
   return out;
 }
 
-Tensor CpuBackend::biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias) {
+Tensor CpuBackend::biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
+                                    const Tensor& length) {
   const std::int64_t tokens = q.dim(0), heads = q.dim(1), dim = q.dim(2);
+  const std::int64_t keys = std::clamp<std::int64_t>(length.data<std::int32_t>()[0], 0, tokens);
   if (bias.shape() != Shape{heads, tokens, tokens})
     throw Error(ErrorKind::usage, fmt::format("attention bias: expected {}, found {}",
                                               to_string({heads, tokens, tokens}), to_string(bias.shape())));
@@ -98,7 +102,7 @@ Tensor CpuBackend::biased_attention(const Tensor& q, const Tensor& k, const Tens
     std::vector<float> weights(tokens + 1);
     for (std::int64_t t = begin; t < end; ++t)
       for (std::int64_t h = 0; h < heads; ++h)
-        attend(q.data<float>() + (t * heads + h) * dim, k.data<float>() + h * dim, v.data<float>() + h * dim, tokens,
+        attend(q.data<float>() + (t * heads + h) * dim, k.data<float>() + h * dim, v.data<float>() + h * dim, keys,
                heads * dim, dim, 1.0F, bias.data<float>() + (h * tokens + t) * tokens, weights.data(),
                out.data<float>() + (t * heads + h) * dim);
   });

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace sparvar {
 namespace {
@@ -17,26 +16,14 @@ std::string block_prefix(const InfinityConfig& config, int layer) {
 
 }  // namespace
 
-Tensor key_value_bias(const TensorFile& weights, const std::string& prefix, std::int64_t width) {
+Tensor key_value_bias(const Weights& weights, const std::string& prefix, std::int64_t width) {
   Tensor bias = Tensor::zeros(DType::f32, {2 * width});
   const Tensor v = weights.f32(prefix + ".v_bias", {width});
   std::copy_n(v.data<float>(), width, bias.data<float>() + width);
   return bias;
 }
 
-Tensor grown(const Tensor& cache, std::int64_t more) {
-  Shape shape = cache.shape();
-  const std::int64_t heads = shape[0] * shape[1];
-  const auto old_bytes = static_cast<std::size_t>(shape[2] * shape[3]) * size_of(cache.dtype());
-  shape[2] += more;
-  const auto new_bytes = static_cast<std::size_t>(shape[2] * shape[3]) * size_of(cache.dtype());
-  Tensor out = Tensor::empty(cache.dtype(), shape);
-  for (std::int64_t h = 0; h < heads; ++h)
-    std::memcpy(out.data<char>() + h * new_bytes, cache.data<char>() + h * old_bytes, old_bytes);
-  return out;
-}
-
-Infinity::Block::Block(const InfinityConfig& config, int layer, const TensorFile& weights, Backend& backend) {
+Infinity::Block::Block(const InfinityConfig& config, int layer, const Weights& weights, Backend& backend) {
   const std::int64_t width = config.embed_dim;
   const std::int64_t ffn = config.ffn_dim();
   const std::string prefix = block_prefix(config, layer);
@@ -45,7 +32,7 @@ Infinity::Block::Block(const InfinityConfig& config, int layer, const TensorFile
                                   weights.get(prefix + name + ".bias", {out}));
   };
   if (config.shared_aln)
-    ada_gss = weights.f32(prefix + "ada_gss", {1, 1, 6, width}).reshaped({6, width});
+    ada_gss = backend.upload(weights.f32(prefix + "ada_gss", {1, 1, 6, width}).reshaped({6, width}));
   else
     ada_lin = linear("ada_lin.1", 6 * width, width);
 
@@ -57,28 +44,22 @@ Infinity::Block::Block(const InfinityConfig& config, int layer, const TensorFile
     head_scale = weights.f32(prefix + "sa.scale_mul_1H11", {1, config.num_heads, 1, 1}).reshaped({config.num_heads});
     for (int h = 0; h < config.num_heads; ++h)
       head_scale.data<float>()[h] = std::exp(std::min(head_scale.data<float>()[h], std::log(100.0F)));
+    head_scale = backend.upload(head_scale);
   }
   sa_proj = linear("sa.proj", width, width);
 
-  ca_norm_weight = weights.f32(prefix + "ca_norm.weight", {width});
-  ca_norm_bias = weights.f32(prefix + "ca_norm.bias", {width});
+  ca_norm_weight = backend.upload(weights.f32(prefix + "ca_norm.weight", {width}));
+  ca_norm_bias = backend.upload(weights.f32(prefix + "ca_norm.bias", {width}));
   ca_q = linear("ca.mat_q", width, width);
   ca_kv = backend.prepare_linear(weights.get(prefix + "ca.mat_kv.weight", {2 * width, width}),
                                  key_value_bias(weights, prefix + "ca", width));
   ca_proj = linear("ca.proj", width, width);
   if (weights.has(prefix + "ca_gamma")) {
     ca_gamma = weights.get(prefix + "ca_gamma").to(DType::f32);
-    if (ca_gamma.size() == 1) ca_gamma = Tensor();  // a bare 1: no layer scale
+    ca_gamma = ca_gamma.size() == 1 ? Tensor() : backend.upload(ca_gamma);  // a bare 1: no layer scale
   }
   fc1 = linear("ffn.fc1", ffn, width);
   fc2 = linear("ffn.fc2", width, ffn);
-}
-
-Tensor Infinity::Block::gamma_rows(std::int64_t rows) const {
-  Tensor out = Tensor::empty(DType::f32, {rows, ca_gamma.size()});
-  for (std::int64_t r = 0; r < rows; ++r)
-    std::copy_n(ca_gamma.data<float>(), ca_gamma.size(), out.data<float>() + r * ca_gamma.size());
-  return out;
 }
 
 }  // namespace sparvar

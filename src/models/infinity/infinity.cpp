@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <utility>
 
 #include "models/infinity/block.h"
 #include "sparvar/error.h"
@@ -12,29 +12,23 @@
 namespace sparvar {
 namespace {
 
-/// f32 [rows, parts, C] -> `parts` tensors [rows, C].
-std::vector<Tensor> split(const Tensor& x, int parts, std::int64_t width) {
-  const std::int64_t rows = x.size() / (parts * width);
-  std::vector<Tensor> out;
-  for (int p = 0; p < parts; ++p) {
-    Tensor part = Tensor::empty(DType::f32, {rows, width});
-    for (std::int64_t r = 0; r < rows; ++r)
-      std::copy_n(x.data<float>() + (r * parts + p) * width, width, part.data<float>() + r * width);
-    out.push_back(std::move(part));
-  }
-  return out;
+constexpr int kScalePart = 0;  // of a head modulation [2, rows, C]
+constexpr int kShiftPart = 1;
+enum Part { gamma1, gamma2, scale1, scale2, shift1, shift2 };  // of a block's [6, rows, C]
+
+/// Part `part` of a modulation [parts, rows, C]: [rows, C].
+Tensor part_of(const Tensor& modulation, int part) {
+  return modulation.rows(part, part + 1).reshaped({modulation.dim(1), modulation.dim(2)});
 }
 
-/// Adds y to every y.size() elements of x.
-void add_repeated(Tensor& x, const Tensor& y) {
-  const std::int64_t period = y.size();
-  for (float* row = x.data<float>(); row != x.data<float>() + x.size(); row += period)
-    for (std::int64_t i = 0; i < period; ++i) row[i] += y.data<float>()[i];
+/// An observer looks at host memory.
+void show(Backend& backend, const Observer& observe, const std::string& name, const Tensor& value) {
+  if (observe) observe(name, backend.download(value));
 }
 
 }  // namespace
 
-Infinity::Infinity(const InfinityConfig& config, const TensorFile& weights, Backend& backend)
+Infinity::Infinity(const InfinityConfig& config, const Weights& weights, Backend& backend)
     : config_(config), backend_(backend), parameters_(weights.parameters()) {
   const std::int64_t width = config.embed_dim;
   const std::int64_t text = config.text_channels;
@@ -52,21 +46,21 @@ Infinity::Infinity(const InfinityConfig& config, const TensorFile& weights, Back
   if (cfg_uncond_.rank() != 2 || cfg_uncond_.dim(1) != text)
     throw Error(ErrorKind::input, fmt::format("{}: tensor cfg_uncond: expected [text_maxlen, {}], found {}",
                                               weights.path(), text, to_string(cfg_uncond_.shape())));
-  text_norm_ = weights.f32("text_norm.weight", {text});
-  pool_query_ = weights.f32("text_proj_for_sos.ca.mat_q", {1, pool_heads, width / pool_heads});
+  text_norm_ = backend.upload(weights.f32("text_norm.weight", {text}));
+  pool_query_ = backend.upload(weights.f32("text_proj_for_sos.ca.mat_q", {1, pool_heads, width / pool_heads}));
   pool_kv_ = backend.prepare_linear(weights.get("text_proj_for_sos.ca.mat_kv.weight", {2 * width, text}),
                                     key_value_bias(weights, "text_proj_for_sos.ca", width), true);
   pool_proj_ = linear("text_proj_for_sos.ca.proj", width, width);
   text_proj_0_ = linear("text_proj_for_ca.0", width, text);
   text_proj_2_ = linear("text_proj_for_ca.2", width, width);
-  pos_start_ = weights.f32("pos_start", {1, 1, width});
-  lvl_embed_ = weights.get("lvl_embed.weight").to(DType::f32);
+  pos_start_ = backend.upload(weights.f32("pos_start", {1, 1, width}));
+  lvl_embed_ = backend.upload(weights.get("lvl_embed.weight").to(DType::f32));
   if (lvl_embed_.rank() != 2 || lvl_embed_.dim(1) != width)
     throw Error(ErrorKind::input, fmt::format("{}: tensor lvl_embed.weight: expected [levels, {}], found {}",
                                               weights.path(), width, to_string(lvl_embed_.shape())));
   if (config.nm0) {
-    norm0_weight_ = weights.f32("norm0_ve.weight", {bits});
-    norm0_bias_ = weights.f32("norm0_ve.bias", {bits});
+    norm0_weight_ = backend.upload(weights.f32("norm0_ve.weight", {bits}));
+    norm0_bias_ = backend.upload(weights.f32("norm0_ve.bias", {bits}));
   }
   word_embed_ = linear("word_embed", width, bits);
   if (config.shared_aln) shared_ada_ = linear("shared_ada_lin.1", 6 * width, width);
@@ -76,22 +70,43 @@ Infinity::Infinity(const InfinityConfig& config, const TensorFile& weights, Back
     blocks_.push_back(std::make_shared<Block>(config, layer, weights, backend));
 }
 
-Infinity::State Infinity::begin(const PackedText& text, bool guided, const ScaleSchedule& schedule, Grid rope_grid,
-                                const AttentionPlan& plan, const Observer& observe) {
-  State state(backend_, plan, schedule, config_.depth);
+Infinity::State Infinity::make_state(const StateShape& shape) {
+  const ScaleSchedule& schedule = shape.schedule;
   if (static_cast<std::int64_t>(schedule.size()) > lvl_embed_.dim(0))
     throw Error(ErrorKind::usage, fmt::format("{} scales, but the model has level embeddings for {}", schedule.size(),
                                               lvl_embed_.dim(0)));
-  state.rope_grid_ = rope_grid;
-  state.pictures_ = text.count();
-  state.rows_ = text.count() * (guided ? 2 : 1);
+  State state(backend_, shape, config_.depth);
+  const std::int64_t tokens = shape.text_tokens * (shape.guided ? 2 : 1);
+  state.text_ = backend_.zeros(DType::f32, {tokens, config_.text_channels});
+  state.text_offsets_ = backend_.zeros(DType::i32, {state.rows_ + 1});
+  for (const Grid& grid : schedule)
+    state.rope_.push_back(config_.rope2d_each_sa_layer
+                              ? backend_.upload(rope_table(grid, shape.rope_grid, config_.head_dim(), config_.rope_base,
+                                                           config_.rope2d_normalized_by_hw))
+                              : Tensor());
+  int cached = 0;  // the last scale's keys are never kept past their layer
+  for (std::size_t k = 0; k + 1 < schedule.size(); ++k) cached += schedule[k].tokens();
+  for (int layer = 0; layer < config_.depth; ++layer) {
+    const Shape cache = {state.rows_, config_.num_heads, cached, config_.head_dim()};
+    state.k_cache_.push_back(backend_.empty(backend_.compute_type(), cache));
+    state.v_cache_.push_back(backend_.empty(backend_.compute_type(), cache));
+  }
+  return state;
+}
 
-  // The unconditional half of each text: as many learned states as the text has tokens.
+void Infinity::write_text(State& state, const PackedText& text) {
   const std::int64_t channels = config_.text_channels;
   const std::int64_t total = text.offsets.back();
-  Tensor packed = Tensor::empty(DType::f32, {guided ? 2 * total : total, channels});
+  const bool guided = state.shape_.guided;
+  const int halves = guided ? 2 : 1;
+  if (text.count() != state.shape_.pictures || halves * total > state.text_.dim(0))
+    throw Error(ErrorKind::usage, fmt::format("{} texts of {} tokens do not fit a state for {} of {}", text.count(),
+                                              total, state.shape_.pictures, state.text_.dim(0) / halves));
+  // The unconditional half of each text: as many learned states as the text has tokens.
+  Tensor packed = Tensor::empty(DType::f32, {halves * total, channels});
+  Tensor offsets = Tensor::empty(DType::i32, {state.rows_ + 1});
   std::copy_n(text.states.data<float>(), total * channels, packed.data<float>());
-  state.text_offsets_ = text.offsets;
+  std::copy(text.offsets.begin(), text.offsets.end(), offsets.data<std::int32_t>());
   for (int i = 0; guided && i < text.count(); ++i) {
     const int length = text.offsets[i + 1] - text.offsets[i];
     if (length > cfg_uncond_.dim(0))
@@ -99,215 +114,216 @@ Infinity::State Infinity::begin(const PackedText& text, bool guided, const Scale
                                                 length, cfg_uncond_.dim(0)));
     std::copy_n(cfg_uncond_.data<float>(), length * channels,
                 packed.data<float>() + (total + text.offsets[i]) * channels);
-    state.text_offsets_.push_back(static_cast<int>(total) + text.offsets[i + 1]);
+    offsets.data<std::int32_t>()[text.count() + i + 1] = static_cast<std::int32_t>(total) + text.offsets[i + 1];
   }
+  Tensor target = state.text_.rows(0, halves * total);
+  backend_.write(target, packed);
+  backend_.write(state.text_offsets_, offsets);
+}
 
-  const Tensor normed = backend_.rms_norm(packed, text_norm_, static_cast<float>(config_.norm_eps), DType::f32);
-  if (observe) observe("text_normed", normed);
+void Infinity::read_text(State& state, const Observer& observe) {
+  const std::int64_t width = config_.embed_dim;
+  const std::int64_t tokens = state.text_.dim(0);
+  const DType compute = backend_.compute_type();
+  const Tensor normed = backend_.rms_norm(state.text_, text_norm_, static_cast<float>(config_.norm_eps), DType::f32);
+  show(backend_, observe, "text_normed", normed);
 
   // Attentive pool: one learned query a head, attending to the whole text.
   const std::int64_t heads = pool_query_.dim(1);
   const std::int64_t head_dim = pool_query_.dim(2);
-  Tensor query = Tensor::empty(DType::f32, {state.rows_, 1, heads, head_dim});
-  for (std::int64_t r = 0; r < state.rows_; ++r)
-    std::copy_n(pool_query_.data<float>(), pool_query_.size(), query.data<float>() + r * pool_query_.size());
-  const DType compute = backend_.compute_type();
+  const Tensor query = backend_.repeat(pool_query_, state.rows_).reshaped({state.rows_, 1, heads, head_dim});
   const Tensor pool_kv =
-      backend_.linear(normed, *pool_kv_, Activation::none, DType::f32).reshaped({packed.dim(0), 2, heads, head_dim});
+      backend_.linear(normed, *pool_kv_, Activation::none, DType::f32).reshaped({tokens, 2, heads, head_dim});
   const Tensor pooled =
       backend_.cross_attention(query, pool_kv, state.text_offsets_, 1.0F / std::sqrt(static_cast<float>(head_dim)));
-  state.condition_ =
-      backend_.linear(pooled.reshaped({state.rows_, config_.embed_dim}), *pool_proj_, Activation::none, DType::f32);
-  if (observe) observe("cond_BD", state.condition_);
+  state.condition_ = backend_.linear(pooled.reshaped({state.rows_, width}), *pool_proj_, Activation::none, DType::f32);
+  show(backend_, observe, "cond_BD", state.condition_);
 
   const Tensor hidden = backend_.linear(normed, *text_proj_0_, Activation::gelu_tanh, DType::f32);
   const Tensor text_kv = backend_.linear(hidden, *text_proj_2_, Activation::none, DType::f32);
-  if (observe) observe("ca_kv", text_kv);
+  show(backend_, observe, "ca_kv", text_kv);
 
   const Tensor condition = backend_.apply(state.condition_, Activation::silu);
   Tensor shared;
   if (shared_ada_) {
     shared = backend_.linear(condition, *shared_ada_, Activation::none, DType::f32);
-    if (observe) observe("cond_gss", shared);
+    show(backend_, observe, "cond_gss", shared);
   }
-  for (const auto& block : blocks_) {
-    Tensor ada = block->ada_lin ? backend_.linear(condition, *block->ada_lin, Activation::none, DType::f32)
-                                : shared.to(DType::f32);
-    if (!block->ada_lin) add_repeated(ada, block->ada_gss);
-    state.ada_.push_back(split(ada, 6, config_.embed_dim));
-    state.text_kv_.push_back(backend_.linear(text_kv, *block->ca_kv, Activation::none, compute)
-                                 .reshaped({packed.dim(0), 2, config_.num_heads, config_.head_dim()}));
+  state.ada_.resize(blocks_.size());
+  state.text_kv_.resize(blocks_.size());
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const Block& block = *blocks_[layer];
+    const Tensor ada =
+        block.ada_lin ? backend_.linear(condition, *block.ada_lin, Activation::none, DType::f32) : shared;
+    state.ada_[layer] = backend_.modulation(ada, block.ada_gss, 6);
+    state.text_kv_[layer] = backend_.linear(text_kv, *block.ca_kv, Activation::none, compute)
+                                .reshaped({tokens, 2, config_.num_heads, config_.head_dim()});
   }
-  const auto head_ada =
-      split(backend_.linear(condition, *head_ada_, Activation::none, DType::f32), 2, config_.embed_dim);
-  state.head_scale_ = head_ada[0];
-  state.head_shift_ = head_ada[1];
-
-  int cached = 0;  // the last scale's keys are never kept past their layer
-  for (std::size_t k = 0; k + 1 < schedule.size(); ++k) cached += schedule[k].tokens();
-  for (int layer = 0; layer < config_.depth; ++layer) {
-    const Shape shape = {state.rows_, config_.num_heads, cached, config_.head_dim()};
-    state.k_cache_.push_back(Tensor::empty(compute, shape));
-    state.v_cache_.push_back(Tensor::empty(compute, shape));
-  }
-  return state;
+  state.head_ada_ =
+      backend_.modulation(backend_.linear(condition, *head_ada_, Activation::none, DType::f32), Tensor(), 2);
 }
 
-Tensor Infinity::embed(State& state, const Tensor& words, const Observer& observe) {
+/// What is fixed while one scale runs.
+struct Infinity::Scale {
+  int index = 0;
+  Grid grid;
+  int keys_before = 0;  // tokens of the scales before
+  bool last = false;
+  /// The residual that was computed and not yet added: it is added by the norm that follows it.
+  Tensor pending, pending_gate;
+};
+
+Tensor Infinity::embed(State& state, const Scale& scale, const Tensor& words, const Observer& observe) {
   const std::int64_t width = config_.embed_dim;
-  const int n = state.schedule_[state.scale_].tokens();
-  if (state.scale_ == 0) {
-    Tensor x = state.condition_.to(DType::f32).reshaped({state.rows_, 1, width});
-    add_repeated(x, pos_start_);
+  const int n = scale.grid.tokens();
+  const int pictures = state.shape_.pictures;
+  if (scale.index == 0) {
+    Tensor x = backend_.clone(state.condition_).reshaped({state.rows_, 1, width});
+    backend_.add_repeated(x, pos_start_);
     return x;
   }
-  if (words.shape() != Shape{state.pictures_, n, config_.bits()})
-    throw Error(ErrorKind::usage,
-                fmt::format("words of scale {}: expected {}, found {}", state.scale_,
-                            to_string({state.pictures_, n, config_.bits()}), to_string(words.shape())));
-  const Tensor normed =
-      config_.nm0 ? backend_.layer_norm(words, norm0_weight_, norm0_bias_, static_cast<float>(config_.norm_eps))
-                  : words;
+  if (words.shape() != Shape{pictures, n, config_.bits()})
+    throw Error(ErrorKind::usage, fmt::format("words of scale {}: expected {}, found {}", scale.index,
+                                              to_string({pictures, n, config_.bits()}), to_string(words.shape())));
+  const NormArgs norm{.scale = norm0_weight_,
+                      .shift = norm0_bias_,
+                      .one_plus = 0,
+                      .eps = static_cast<float>(config_.norm_eps),
+                      .out = DType::f32};
+  const Tensor normed = config_.nm0 ? backend_.layer_norm(words, norm) : words;
   const Tensor embedded = backend_.linear(normed, *word_embed_, Activation::none, DType::f32);
-  if (observe) observe(fmt::format("word_embed.s{}", state.scale_), embedded);
-  if (state.rows_ == state.pictures_) return embedded;
-  Tensor x = Tensor::empty(DType::f32, {state.rows_, n, width});
-  std::memcpy(x.raw(), embedded.raw(), embedded.bytes());
-  std::memcpy(x.data<float>() + embedded.size(), embedded.raw(), embedded.bytes());
-  return x;
+  show(backend_, observe, fmt::format("word_embed.s{}", scale.index), embedded);
+  return state.rows_ == pictures ? embedded : backend_.repeat(embedded, 2);
 }
 
-Tensor Infinity::forward(State& state, const Tensor& words, const Guidance& guidance, const Observer& observe,
+bool Infinity::guides_after(int layer) const {
+  const auto& layers = config_.cfg_insertion_layer;
+  return std::find(layers.begin(), layers.end(), layer - config_.depth) != layers.end();
+}
+
+Tensor Infinity::forward(State& state, int index, const Tensor& words, const Tensor& guidance, const Observer& observe,
                          const std::atomic<bool>* cancel) {
-  const Grid grid = state.schedule_[state.scale_];
-  if (config_.rope2d_each_sa_layer)
-    state.rope_ =
-        rope_table(grid, state.rope_grid_, config_.head_dim(), config_.rope_base, config_.rope2d_normalized_by_hw);
-  const Tensor level = lvl_embed_.rows(state.scale_, state.scale_ + 1);
-  Tensor x = embed(state, words, observe);
+  const ScaleSchedule& schedule = state.shape_.schedule;
+  Scale scale;
+  scale.index = index;
+  scale.grid = schedule[index];
+  scale.last = index + 1 == static_cast<int>(schedule.size());
+  for (int k = 0; k < index; ++k) scale.keys_before += schedule[k].tokens();
+  state.attention_.start(index);
+
+  const Tensor level = lvl_embed_.rows(index, index + 1);
+  Tensor x = embed(state, scale, words, observe);
   const int per_chunk = config_.depth / config_.block_chunks;
+  const auto settle = [&] {
+    if (scale.pending.defined()) backend_.add_gated(x, scale.pending, scale.pending_gate);
+    scale.pending = scale.pending_gate = Tensor();
+  };
   for (int layer = 0; layer < config_.depth; ++layer) {
     if (cancel != nullptr && cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
-    if (layer == 0 || (!config_.add_lvl_embeding_only_first_block && layer % per_chunk == 0)) add_repeated(x, level);
-    if (layer == 0 && observe) observe(fmt::format("block_input.s{}", state.scale_), x);
-    run_block(state, layer, x, observe);
-    guide_hidden(state, layer, x, guidance.cfg);
-    if (observe) observe(fmt::format("hidden.s{}.b{}", state.scale_, layer), x);
+    if (layer == 0 || (!config_.add_lvl_embeding_only_first_block && layer % per_chunk == 0)) {
+      settle();
+      backend_.add_repeated(x, level);
+    }
+    if (layer == 0) show(backend_, observe, fmt::format("block_input.s{}", index), x);
+    run_block(state, scale, layer, x, observe);
+    const bool guide = state.shape_.guided && guides_after(layer);
+    if (guide || observe) settle();
+    if (guide) backend_.guide_hidden(x, guidance);
+    show(backend_, observe, fmt::format("hidden.s{}.b{}", index, layer), x);
   }
-  Tensor logits = head(state, x, guidance, observe);
-  state.keys_before_ += grid.tokens();
-  ++state.scale_;
-  return logits;
+  settle();
+  return head(state, scale, x, guidance, observe);
 }
 
-void Infinity::run_block(State& state, int layer, Tensor& x, const Observer& observe) {
+void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe) {
   const Block& block = *blocks_[layer];
-  const std::vector<Tensor>& ada = state.ada_[layer];
+  const Tensor& ada = state.ada_[layer];
   const auto eps = static_cast<float>(config_.norm_eps);
   const DType compute = backend_.compute_type();
   const DType out = observe ? DType::f32 : compute;
-  const auto see = [&](const char* part, const Tensor& y) {
-    if (observe) observe(fmt::format("sub.s{}.b{}.{}", state.scale_, layer, part), y);
+  const auto norm = [&](const Tensor& weight, const Tensor& bias, float one_plus) {
+    const NormArgs args{.scale = weight, .shift = bias, .one_plus = one_plus, .eps = eps, .out = compute};
+    const Tensor y = std::exchange(scale.pending, Tensor());
+    const Tensor gate = std::exchange(scale.pending_gate, Tensor());
+    return y.defined() ? backend_.add_gated_norm(x, y, gate, args) : backend_.layer_norm(x, args);
   };
-  enum { gamma1, gamma2, scale1, scale2, shift1, shift2 };
+  const auto leave = [&](const char* part, Tensor y, Tensor gate) {
+    show(backend_, observe, fmt::format("sub.s{}.b{}.{}", scale.index, layer, part), y);
+    scale.pending = std::move(y);
+    scale.pending_gate = std::move(gate);
+  };
 
   {
-    const Tensor attended =
-        self_attention(state, layer, backend_.layer_norm_modulate(x, ada[scale1], ada[shift1], eps, compute));
-    const Tensor y = backend_.linear(attended, *block.sa_proj, Activation::none, out);
-    see("sa", y);
-    backend_.add_gated(x, y, ada[gamma1]);
+    const Tensor attended = self_attention(state, scale, layer, norm(part_of(ada, scale1), part_of(ada, shift1), 1.0F));
+    leave("sa", backend_.linear(attended, *block.sa_proj, Activation::none, out), part_of(ada, gamma1));
   }
   {
-    const Tensor q = backend_.linear(backend_.layer_norm(x, block.ca_norm_weight, block.ca_norm_bias, eps), *block.ca_q,
-                                     Activation::none, compute);
+    const Tensor q =
+        backend_.linear(norm(block.ca_norm_weight, block.ca_norm_bias, 0.0F), *block.ca_q, Activation::none, compute);
     const Shape heads = {x.dim(0), x.dim(1), config_.num_heads, config_.head_dim()};
     const Tensor read = backend_.cross_attention(q.reshaped(heads), state.text_kv_[layer], state.text_offsets_,
                                                  1.0F / std::sqrt(static_cast<float>(config_.head_dim())));
-    const Tensor y = backend_.linear(read.reshaped(x.shape()), *block.ca_proj, Activation::none, out);
-    see("ca", y);
-    backend_.add_gated(x, y, block.ca_gamma.defined() ? block.gamma_rows(state.rows_) : Tensor());
+    leave("ca", backend_.linear(read.reshaped(x.shape()), *block.ca_proj, Activation::none, out), block.ca_gamma);
   }
   {
-    const Tensor h = backend_.layer_norm_modulate(x, ada[scale2], ada[shift2], eps, compute);
-    const Tensor y = backend_.linear(backend_.linear(h, *block.fc1, Activation::gelu_tanh, compute), *block.fc2,
-                                     Activation::none, out);
-    see("ffn", y);
-    backend_.add_gated(x, y, ada[gamma2]);
+    const Tensor h = norm(part_of(ada, scale2), part_of(ada, shift2), 1.0F);
+    const Tensor hidden = backend_.linear(h, *block.fc1, Activation::gelu_tanh, compute);
+    leave("ffn", backend_.linear(hidden, *block.fc2, Activation::none, out), part_of(ada, gamma2));
   }
 }
 
-Tensor Infinity::self_attention(State& state, int layer, const Tensor& x) {
+Tensor Infinity::self_attention(State& state, const Scale& scale, int layer, const Tensor& x) {
   const Block& block = *blocks_[layer];
   const std::int64_t n = x.dim(1);
   const std::int64_t heads = config_.num_heads;
   const std::int64_t dim = config_.head_dim();
   const DType compute = backend_.compute_type();
-  const Tensor qkv =
-      backend_.linear(x, *block.qkv, Activation::none, DType::f32).reshaped({x.dim(0), n, 3, heads, dim});
+  Tensor qkv =
+      backend_.linear(x, *block.qkv, Activation::none, backend_.product_type()).reshaped({x.dim(0), n, 3, heads, dim});
 
-  const bool last = state.scale_ + 1 == static_cast<int>(state.schedule_.size());
-  Tensor k = std::move(state.k_cache_[layer]);
-  Tensor v = std::move(state.v_cache_[layer]);
-  if (last) {  // room for this scale in buffers that the next layer takes over
-    k = grown(k, n);
-    v = grown(v, n);
+  Tensor k = state.k_cache_[layer];
+  Tensor v = state.v_cache_[layer];
+  if (scale.last) {  // room for this scale in buffers that the next layer takes over
+    if (!backend_.records()) state.k_cache_[layer] = Tensor();
+    k = backend_.grown(k, n);
+    if (!backend_.records()) state.v_cache_[layer] = Tensor();
+    v = backend_.grown(v, n);
   }
-  AttentionArgs args{.q = Tensor::empty(compute, {x.dim(0), heads, n, dim}),
-                     .k = k,
-                     .v = v,
-                     .out = Tensor::empty(compute, {x.dim(0), n, heads, dim}),
+  AttentionArgs args{.q = backend_.empty(compute, {x.dim(0), heads, n, dim}),
+                     .k = std::move(k),
+                     .v = std::move(v),
+                     .out = {},
                      .scale = config_.cos_attn ? 1.0F : 1.0F / std::sqrt(static_cast<float>(dim)),
                      .statistics = {}};
   backend_.split_qkv(qkv,
                      {.heads = config_.num_heads,
                       .l2_norm = config_.cos_attn,
                       .head_scale = block.head_scale,
-                      .rope = state.rope_,
-                      .offset = state.keys_before_},
+                      .rope = state.rope_[scale.index],
+                      .offset = scale.keys_before},
                      args.q, args.k, args.v);
-  state.attention_.run(layer, state.scale_, args);
-  if (!last) {
-    state.k_cache_[layer] = std::move(k);
-    state.v_cache_[layer] = std::move(v);
-  }
+  qkv = Tensor();  // its memory is the output's
+  args.out = backend_.empty(compute, {x.dim(0), n, heads, dim});
+  state.attention_.run(layer, scale.index, args);
   return args.out.reshaped(x.shape());
 }
 
-void Infinity::guide_hidden(const State& state, int layer, Tensor& x, float cfg) const {
-  const auto& layers = config_.cfg_insertion_layer;
-  if (cfg == 1.0F || state.rows_ == state.pictures_ ||
-      std::find(layers.begin(), layers.end(), layer - config_.depth) == layers.end())
-    return;
-  const std::int64_t half = x.size() / 2;
-  float* conditional = x.data<float>();
-  float* unconditional = conditional + half;
-  for (std::int64_t i = 0; i < half; ++i)
-    conditional[i] = unconditional[i] = cfg * conditional[i] + (1.0F - cfg) * unconditional[i];
-}
-
-Tensor Infinity::head(State& state, const Tensor& x, const Guidance& guidance, const Observer& observe) {
-  const auto& layers = config_.cfg_insertion_layer;
-  const bool guided = guidance.cfg != 1.0F && state.rows_ > state.pictures_ &&
-                      std::find(layers.begin(), layers.end(), 0) != layers.end();
-  const int rows = guided ? state.rows_ : state.pictures_;
+Tensor Infinity::head(State& state, const Scale& scale, const Tensor& x, const Tensor& guidance,
+                      const Observer& observe) {
+  const int pictures = state.shape_.pictures;
+  const bool guided = state.shape_.guided && guides_after(config_.depth);
+  const int rows = guided ? state.rows_ : pictures;
   const Tensor normed =
-      backend_.layer_norm_modulate(x.rows(0, rows), state.head_scale_.rows(0, rows), state.head_shift_.rows(0, rows),
-                                   static_cast<float>(config_.norm_eps), DType::f32);
-  Tensor logits = backend_.linear(normed, *head_, Activation::none, DType::f32);
-  Tensor result = logits.rows(0, state.pictures_);
-  if (observe) {
-    observe(fmt::format("logits_cond.s{}", state.scale_), result);
-    if (guided) observe(fmt::format("logits_uncond.s{}", state.scale_), logits.rows(state.pictures_, rows));
-  }
-  float* conditional = result.data<float>();
-  const float* unconditional = conditional + result.size();
-  const float inverse_tau = 1.0F / guidance.tau;
-  for (std::int64_t i = 0; i < result.size(); ++i) {
-    const float value = conditional[i] * inverse_tau;
-    conditional[i] = guided ? guidance.cfg * value + (1.0F - guidance.cfg) * (unconditional[i] * inverse_tau) : value;
-  }
-  if (observe) observe(fmt::format("logits_cfg.s{}", state.scale_), result);
+      backend_.layer_norm(x.rows(0, rows), {.scale = part_of(state.head_ada_, kScalePart).rows(0, rows),
+                                            .shift = part_of(state.head_ada_, kShiftPart).rows(0, rows),
+                                            .one_plus = 1.0F,
+                                            .eps = static_cast<float>(config_.norm_eps),
+                                            .out = DType::f32});
+  const Tensor logits = backend_.linear(normed, *head_, Activation::none, DType::f32);
+  show(backend_, observe, fmt::format("logits_cond.s{}", scale.index), logits.rows(0, pictures));
+  if (guided) show(backend_, observe, fmt::format("logits_uncond.s{}", scale.index), logits.rows(pictures, rows));
+  Tensor result = backend_.guide_logits(logits, pictures, guidance);
+  show(backend_, observe, fmt::format("logits_cfg.s{}", scale.index), result);
   return result;
 }
 

@@ -11,7 +11,7 @@
 #include "models/attention_runner.h"
 #include "sparvar/schedule.h"
 #include "weights/config.h"
-#include "weights/safetensors.h"
+#include "weights/weights.h"
 
 namespace sparvar {
 
@@ -25,73 +25,80 @@ struct PackedText {
   int count() const { return static_cast<int>(offsets.size()) - 1; }
 };
 
-/// Guidance and temperature of one scale.
-struct Guidance {
-  float cfg = 1.0F;
-  float tau = 1.0F;
+/// What a generation is made for: everything its tensors' shapes depend on.
+struct StateShape {
+  int pictures = 1;
+  bool guided = true;  // an unconditional half is run beside the texts
+  ScaleSchedule schedule;
+  Grid rope_grid;
+  AttentionPlan plan;
+  std::int64_t text_tokens = 0;  // of all texts, at most
+  bool operator==(const StateShape&) const = default;
 };
 
 class Infinity {
  public:
-  Infinity(const InfinityConfig& config, const TensorFile& weights, Backend& backend);
+  Infinity(const InfinityConfig& config, const Weights& weights, Backend& backend);
   const InfinityConfig& config() const { return config_; }
   std::int64_t parameters() const { return parameters_; }
 
   /// Everything a generation keeps between scales. Rows: pictures, then (with guidance) their unconditional halves.
+  /// Throws Error(usage) where the model has no such shape.
   class State;
-  /// `guided`: an unconditional half is run beside the texts.
-  State begin(const PackedText& text, bool guided, const ScaleSchedule& schedule, Grid rope_grid,
-              const AttentionPlan& plan, const Observer& observe = {});
+  State make_state(const StateShape& shape);
+  /// Puts texts into the state's input tensors; not a part of a program.
+  void write_text(State& state, const PackedText& text);
+  /// What depends on the texts alone: condition, modulations, keys and values of the cross attention.
+  void read_text(State& state, const Observer& observe = {});
 
-  /// Runs the next scale. `words` f32 [pictures, n, bits]: resized summed codes (undefined at scale 0).
+  /// Runs scale `scale`; scales come in order. `words` f32 [pictures, n, bits]: resized summed codes (undefined at
+  /// scale 0). `guidance` f32 [1, 2]: (cfg, 1 / tau).
   /// Returns f32 [pictures, n, 2 * bits]: logits after guidance, divided by tau; bit j is the pair (2j, 2j + 1).
   /// Throws Error(cancelled) between layers where `cancel` is set.
-  Tensor forward(State& state, const Tensor& words, const Guidance& guidance, const Observer& observe = {},
+  Tensor forward(State& state, int scale, const Tensor& words, const Tensor& guidance, const Observer& observe = {},
                  const std::atomic<bool>* cancel = nullptr);
 
  private:
   struct Block;
-  struct Modulation;
-  Tensor embed(State& state, const Tensor& words, const Observer& observe);
-  void run_block(State& state, int layer, Tensor& x, const Observer& observe);
-  Tensor self_attention(State& state, int layer, const Tensor& x);
-  Tensor head(State& state, const Tensor& x, const Guidance& guidance, const Observer& observe);
-  void guide_hidden(const State& state, int layer, Tensor& x, float cfg) const;
+  struct Scale;
+  Tensor embed(State& state, const Scale& scale, const Tensor& words, const Observer& observe);
+  void run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe);
+  Tensor self_attention(State& state, const Scale& scale, int layer, const Tensor& x);
+  Tensor head(State& state, const Scale& scale, const Tensor& x, const Tensor& guidance, const Observer& observe);
+  bool guides_after(int layer) const;
 
   InfinityConfig config_;
   Backend& backend_;
   std::int64_t parameters_ = 0;
-  Tensor cfg_uncond_, text_norm_, pos_start_, lvl_embed_, norm0_weight_, norm0_bias_, pool_query_;
+  Tensor cfg_uncond_;  // on the host
+  Tensor text_norm_, pos_start_, lvl_embed_, norm0_weight_, norm0_bias_, pool_query_;
   LinearPtr pool_kv_, pool_proj_, text_proj_0_, text_proj_2_, shared_ada_, word_embed_, head_ada_, head_;
   std::vector<std::shared_ptr<Block>> blocks_;
 };
 
 class Infinity::State {
  public:
-  int scale() const { return scale_; }
-  int pictures() const { return pictures_; }
-  const ScaleSchedule& schedule() const { return schedule_; }
+  const StateShape& shape() const { return shape_; }
   const AttentionRunner& attention() const { return attention_; }
 
  private:
   friend class Infinity;
-  State(Backend& backend, const AttentionPlan& plan, const ScaleSchedule& schedule, int layers)
-      : schedule_(schedule), attention_(backend, plan, schedule, layers) {}
+  State(Backend& backend, const StateShape& shape, int layers)
+      : shape_(shape),
+        rows_(shape.pictures * (shape.guided ? 2 : 1)),
+        attention_(backend, shape.plan, shape.schedule, layers) {}
 
-  ScaleSchedule schedule_;
-  Grid rope_grid_;
+  StateShape shape_;
+  int rows_ = 0;  // pictures, or twice that
   AttentionRunner attention_;
-  int scale_ = 0;
-  int pictures_ = 0;
-  int rows_ = 0;         // pictures, or twice that
-  int keys_before_ = 0;  // tokens of the scales before
-  std::vector<int> text_offsets_;
-  Tensor condition_;                       // f32 [rows, C] (cond_BD)
-  std::vector<Tensor> text_kv_;            // per layer: [total, 2, H, D], compute type
-  std::vector<std::vector<Tensor>> ada_;   // per layer: gamma1, gamma2, scale1, scale2, shift1, shift2, f32 [rows, C]
-  Tensor head_scale_, head_shift_;         // f32 [rows, C]
+  Tensor text_;                  // f32 [text tokens, channels] of all rows: an input
+  Tensor text_offsets_;          // I32 [rows + 1]: an input
+  std::vector<Tensor> rope_;     // per scale: f32 [n, D/2, 2]
+  Tensor condition_;             // f32 [rows, C] (cond_BD)
+  std::vector<Tensor> text_kv_;  // per layer: [total, 2, H, D], compute type
+  std::vector<Tensor> ada_;      // per layer: gamma1, gamma2, scale1, scale2, shift1, shift2, f32 [6, rows, C]
+  Tensor head_ada_;              // scale, shift: f32 [2, rows, C]
   std::vector<Tensor> k_cache_, v_cache_;  // per layer: [rows, H, tokens of all scales but the last, D]
-  Tensor rope_;                            // f32 [n, D/2, 2] of the current scale
 };
 
 /// RoPE table f32 [h * w, D/2, 2] of (cos, sin): first half of the pairs by row, second by column. Mode: 0 plain, 1

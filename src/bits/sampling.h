@@ -23,7 +23,21 @@ struct Sampling {
   bool greedy = false;  // arg-max
 };
 
+/// Sampling as four 64-bit words, so that a device can read what changes from picture to picture: seed, number of the
+/// batch's first picture, greedy (0 or 1), and the bits of the float `rarest` (1 - top_p; -1: off).
+struct SamplingWords {
+  std::uint64_t seed = 0;
+  std::uint64_t first_picture = 0;
+  bool greedy = false;
+  float rarest = -1.0F;
+
+  SamplingWords() = default;
+  SamplingWords(const Sampling& sampling, std::uint64_t first);
+  static SamplingWords from(const Tensor& words);  // I64 [4], on the host
+  Tensor to_tensor() const;
+};
+
 /// logits f32 [B, n, 2 * bits] -> U8 [B, n, bits]; picture i of the batch draws as picture first_picture + i.
-Tensor sample_bits(const Tensor& logits, const Sampling& sampling, std::uint64_t first_picture, int scale);
+Tensor sample_bits(const Tensor& logits, const SamplingWords& sampling, int scale);
 
 }  // namespace sparvar

@@ -1,4 +1,4 @@
-#include "pipeline/sampling.h"
+#include "bits/sampling.h"
 
 #include <gtest/gtest.h>
 
@@ -36,9 +36,18 @@ Tensor pairs(const std::vector<float>& x) {
   return Tensor::from(values, {1, 1, static_cast<std::int64_t>(values.size())});
 }
 
+TEST(SamplingWords, KeepWhatTheyAreMadeOf) {
+  const SamplingWords words({.seed = ~0ULL, .top_p = 0.9F}, 1ULL << 40);
+  const SamplingWords copy = SamplingWords::from(words.to_tensor());
+  EXPECT_EQ(copy.seed, ~0ULL);
+  EXPECT_EQ(copy.first_picture, 1ULL << 40);
+  EXPECT_FALSE(copy.greedy);
+  EXPECT_EQ(copy.rarest, 1.0F - 0.9F);
+}
+
 TEST(SampleBits, GreedyTakesTheLarger) {
   for (const Sampling& sampling : {Sampling{.greedy = true}, Sampling{.top_k = 1}}) {
-    const Tensor bits = sample_bits(pairs({-0.01F, 0.01F, 5, -5}), sampling, 0, 0);
+    const Tensor bits = sample_bits(pairs({-0.01F, 0.01F, 5, -5}), {sampling, 0}, 0);
     EXPECT_EQ(std::vector<int>(bits.data<std::uint8_t>(), bits.data<std::uint8_t>() + 4),
               (std::vector<int>{0, 1, 1, 0}));
   }
@@ -49,8 +58,8 @@ TEST(SampleBits, TopPMakesRareValuesImpossible) {
   std::int64_t rare_with = 0, rare_without = 0;
   for (std::uint64_t seed = 0; seed < 2000; ++seed) {
     const Tensor logits = pairs({at_3_percent + 0.01F, -at_3_percent - 0.01F});
-    const Tensor cut = sample_bits(logits, {.seed = seed, .top_p = 0.97F}, 0, 0);
-    const Tensor all = sample_bits(logits, {.seed = seed, .top_p = 0.0F}, 0, 0);
+    const Tensor cut = sample_bits(logits, {Sampling{.seed = seed, .top_p = 0.97F}, 0}, 0);
+    const Tensor all = sample_bits(logits, {Sampling{.seed = seed, .top_p = 0.0F}, 0}, 0);
     rare_with += (cut.data<std::uint8_t>()[0] == 0) + (cut.data<std::uint8_t>()[1] == 1);
     rare_without += (all.data<std::uint8_t>()[0] == 0) + (all.data<std::uint8_t>()[1] == 1);
   }
@@ -65,7 +74,7 @@ TEST(SampleBits, FrequenciesFollowTheLogits) {
       logits.data<float>()[i] = 0;
       logits.data<float>()[i + 1] = std::log(p / (1 - p));
     }
-    const Tensor bits = sample_bits(logits, {.seed = 11}, 0, 3);
+    const Tensor bits = sample_bits(logits, {Sampling{.seed = 11}, 0}, 3);
     double ones = 0;
     for (std::int64_t i = 0; i < bits.size(); ++i) ones += bits.data<std::uint8_t>()[i];
     EXPECT_NEAR(ones / static_cast<double>(bits.size()), p, 0.02);
@@ -75,16 +84,16 @@ TEST(SampleBits, FrequenciesFollowTheLogits) {
 TEST(SampleBits, BatchDoesNotChangeTheDraws) {
   const Tensor logits = testing::random_tensor({3, 70, 26}, 5);
   const Sampling sampling{.seed = 0xfedcba9876543210ULL, .top_p = 0.0F};
-  const Tensor together = sample_bits(logits, sampling, 40, 7);
+  const Tensor together = sample_bits(logits, {sampling, 40}, 7);
   for (int i = 0; i < 3; ++i) {
-    const Tensor alone = sample_bits(logits.rows(i, i + 1), sampling, 40 + i, 7);
+    const Tensor alone = sample_bits(logits.rows(i, i + 1), {sampling, 40 + static_cast<std::uint64_t>(i)}, 7);
     EXPECT_EQ(testing::max_difference(alone, together.rows(i, i + 1)), 0) << "picture " << i;
   }
 }
 
 TEST(SampleBits, EveryBitUsesItsOwnDraw) {
   const Tensor logits = testing::random_tensor({2, 9, 14}, 6, 0.3F);
-  const Tensor bits = sample_bits(logits, {.seed = 3, .top_p = 0.0F}, 100, 2);
+  const Tensor bits = sample_bits(logits, {Sampling{.seed = 3, .top_p = 0.0F}, 100}, 2);
   for (int b = 0; b < 2; ++b)
     for (int t = 0; t < 9; ++t)
       for (int bit = 0; bit < 7; ++bit) {

@@ -1,12 +1,12 @@
 // Resizing, codes and quantisation against their definitions, and against upstream's tensors.
-#include "visual/codes.h"
+#include "bits/codes.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
-#include "fixture.h"
 #include "sparvar/error.h"
+#include "visual/fixture.h"
 
 namespace sparvar {
 namespace {

@@ -1,6 +1,9 @@
-#include "pipeline/sampling.h"
+#include "bits/sampling.h"
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <iterator>
 
 #include "core/parallel.h"
 
@@ -37,12 +40,33 @@ float uniform_draw(std::uint64_t seed, std::uint64_t picture, int scale, int tok
   return to_uniform(words_of(seed, picture, scale, token, bit)[bit % 4]);
 }
 
-Tensor sample_bits(const Tensor& logits, const Sampling& sampling, std::uint64_t first_picture, int scale) {
+SamplingWords::SamplingWords(const Sampling& sampling, std::uint64_t first)
+    : seed(sampling.seed),
+      first_picture(first),
+      greedy(sampling.greedy || sampling.top_k == 1),
+      rarest(sampling.top_p > 0.0F ? 1.0F - sampling.top_p : -1.0F) {}
+
+SamplingWords SamplingWords::from(const Tensor& words) {
+  const auto* word = words.data<std::uint64_t>();
+  SamplingWords out;
+  out.seed = word[0];
+  out.first_picture = word[1];
+  out.greedy = word[2] != 0;
+  out.rarest = std::bit_cast<float>(static_cast<std::uint32_t>(word[3]));
+  return out;
+}
+
+Tensor SamplingWords::to_tensor() const {
+  Tensor words = Tensor::empty(DType::i64, {4});
+  const std::uint64_t values[] = {seed, first_picture, greedy ? 1U : 0U, std::bit_cast<std::uint32_t>(rarest)};
+  std::copy(std::begin(values), std::end(values), words.data<std::uint64_t>());
+  return words;
+}
+
+Tensor sample_bits(const Tensor& logits, const SamplingWords& sampling, int scale) {
   const std::int64_t pictures = logits.dim(0);
   const std::int64_t tokens = logits.dim(1);
   const auto bits = static_cast<int>(logits.dim(2) / 2);
-  const bool greedy = sampling.greedy || sampling.top_k == 1;
-  const float rarest = sampling.top_p > 0.0F ? 1.0F - sampling.top_p : -1.0F;
   Tensor out = Tensor::empty(DType::u8, {pictures, tokens, bits});
   parallel_ranges(pictures * tokens, 64, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
@@ -51,11 +75,11 @@ Tensor sample_bits(const Tensor& logits, const Sampling& sampling, std::uint64_t
       std::array<std::uint32_t, 4> words{};
       for (int bit = 0; bit < bits; ++bit, pair += 2) {
         const bool likely = pair[1] > pair[0];
-        if (!greedy && bit % 4 == 0)
-          words = words_of(sampling.seed, first_picture + static_cast<std::uint64_t>(row / tokens), scale,
+        if (!sampling.greedy && bit % 4 == 0)
+          words = words_of(sampling.seed, sampling.first_picture + static_cast<std::uint64_t>(row / tokens), scale,
                            static_cast<int>(row % tokens), bit);
         const float one = 1.0F / (1.0F + std::exp(pair[0] - pair[1]));
-        if (greedy || (likely ? 1.0F - one : one) <= rarest)
+        if (sampling.greedy || (likely ? 1.0F - one : one) <= sampling.rarest)
           result[bit] = likely ? 1 : 0;
         else
           result[bit] = to_uniform(words[bit % 4]) < one ? 1 : 0;

@@ -1,4 +1,4 @@
-#include "visual/codes.h"
+#include "bits/codes.h"
 
 #include <fmt/format.h>
 

@@ -1,0 +1,22 @@
+// Which device a pipeline runs on.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "sparvar/pipeline.h"
+
+namespace sparvar {
+
+struct Device {
+  std::unique_ptr<Backend> backend;
+  bool gpu = false;
+  std::string why_no_gpu;  // where auto took the CPU
+};
+
+/// "auto", "cpu", "cuda" or "cuda:N" of the options. Throws Error(usage) for another name and Error(system) where a GPU
+/// was asked for that is not there. `planning`: as CudaOptions; a CPU is given as it is.
+Device open_device(const PipelineOptions& options, bool planning = false);
+
+}  // namespace sparvar
