@@ -5,6 +5,7 @@
 #include <dnnl.hpp>
 
 #include "backend/backend.h"
+#include "backend/device_under_test.h"
 #include "sparvar/error.h"
 #include "support.h"
 
@@ -82,7 +83,7 @@ double worst_error(const Case& c, Inputs in, const Tensor& result) {
 }
 
 double run(const Case& c, DType compute, DType input, unsigned seed) {
-  const auto backend = make_cpu_backend({compute, 0});
+  const auto backend = testing::make_backend(compute, 0);
   Inputs in = make_inputs(c, compute, seed);
   const auto weights = backend->prepare_convolution(in.weight, in.bias, c.stride, c.pad_begin, c.pad_end);
   const Tensor result = backend->convolution(in.x.to(input), *weights, in.residual);
@@ -125,8 +126,24 @@ TEST(Convolution, ConvertsF32InputToTheComputeType) {
   for (const Case& c : cases()) EXPECT_LE(run(c, DType::bf16, DType::f32, seed += 10), 1.0) << describe(c);
 }
 
+TEST(Convolution, OfAnEnlargedMapIsTheSameInOneStep) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const auto& [batch, height, width, in, out] :
+         {std::array{1, 8, 6, 16, 32}, {2, 5, 7, 32, 16}, {1, 1, 1, 8, 8}, {1, 3, 2, 7, 5}}) {
+      const auto backend = testing::make_backend(type, 0);
+      const Case c{batch, height, width, in, out, 3, 1, 1, 1};
+      const Inputs inputs = make_inputs(c, type, 40 + static_cast<unsigned>(height));
+      const auto weights = backend->prepare_convolution(inputs.weight, inputs.bias, 1, 1, 1);
+      const Tensor want = backend->convolution(backend->upsample_nearest_2x(inputs.x), *weights, {});
+      // The weights of one pixel may be added before they are rounded.
+      EXPECT_LT(testing::max_difference(backend->upsampled_convolution(inputs.x, *weights), want),
+                type == DType::bf16 ? 0.1 : 1e-4)
+          << describe(c);
+    }
+}
+
 TEST(Convolution, OneSetOfWeightsServesManySizes) {
-  const auto backend = make_cpu_backend({DType::f32, 0});
+  const auto backend = testing::make_backend(DType::f32, 0);
   Case c{1, 8, 8, 16, 16, 3, 1, 1, 1};
   Inputs in = make_inputs(c, DType::f32, 7);
   const auto weights = backend->prepare_convolution(in.weight, in.bias, 1, 1, 1);
@@ -158,7 +175,7 @@ TEST(ConvolutionDeathTest, Bf16WorksWithoutAvx512) {
 }
 
 TEST(Convolution, RefusesWhatDoesNotFit) {
-  const auto backend = make_cpu_backend({DType::f32, 0});
+  const auto backend = testing::make_backend(DType::f32, 0);
   const auto random = [](Shape shape) { return testing::random_tensor(std::move(shape), 1); };
   const auto weights = backend->prepare_convolution(random({8, 4, 3, 3}), random({8}), 1, 0, 0);
   EXPECT_THROW(backend->convolution(random({1, 5, 5, 3}), *weights, {}), Error);

@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/attention/kernels.h"
+#include "backend/device_under_test.h"
 #include "sparvar/error.h"
 #include "support.h"
 
@@ -76,7 +77,7 @@ Tensor input(const NormCase& c, DType type, unsigned seed) {
 TEST_P(FeatureMap, GroupNormMatchesTheDefinition) {
   const std::vector<NormCase> cases = {{1, 7, 5, 32, 8},  {2, 9, 3, 32, 32},  {1, 65, 67, 16, 8},  {3, 1, 1, 24, 4},
                                        {1, 13, 11, 6, 3}, {1, 3, 5, 320, 32}, {2, 33, 31, 128, 8}, {1, 5, 5, 1, 1}};
-  const auto backend = make_cpu_backend({DType::f32, 0});
+  const auto backend = testing::make_backend(DType::f32, 0);
   unsigned seed = 10;
   for (const NormCase& c : cases) {
     const Tensor weight = testing::random_tensor({c.channels}, ++seed);
@@ -96,7 +97,7 @@ TEST_P(FeatureMap, GroupNormMatchesTheDefinition) {
 // Sums of a quarter of a million values: f32 running sums would be off by 1e-3 here.
 TEST_P(FeatureMap, GroupNormOfALargeMapWithALargeMeanIsExact) {
   const NormCase c{1, 512, 512, 16, 8, 20.0F};
-  const auto backend = make_cpu_backend({DType::f32, 0});
+  const auto backend = testing::make_backend(DType::f32, 0);
   const Tensor x = input(c, DType::f32, 77);
   const Tensor weight = testing::random_tensor({16}, 78);
   const Tensor bias = testing::random_tensor({16}, 79);
@@ -106,7 +107,7 @@ TEST_P(FeatureMap, GroupNormOfALargeMapWithALargeMeanIsExact) {
 }
 
 TEST_P(FeatureMap, SiluIsRightFarFromZero) {
-  const auto backend = make_cpu_backend({DType::f32, 0});
+  const auto backend = testing::make_backend(DType::f32, 0);
   // Two values of opposite sign normalise to +-1, so the weight is the argument of SiLU.
   const Tensor x = Tensor::from({-1, -1, -1, 1, 1, 1}, {1, 2, 1, 3});
   const Tensor bias = Tensor::zeros(DType::f32, {3});
@@ -121,7 +122,7 @@ TEST_P(FeatureMap, SiluIsRightFarFromZero) {
 }
 
 TEST_P(FeatureMap, NotANumberStaysOne) {
-  const auto backend = make_cpu_backend({DType::bf16, 0});
+  const auto backend = testing::make_backend(DType::bf16, 0);
   Tensor x = testing::random_tensor({1, 4, 4, 8}, 5);
   x.data<float>()[0] = NAN;  // of group 0
   const Tensor ones = testing::random_tensor({8}, 6);
@@ -142,7 +143,7 @@ TEST(GroupNorm, DoesNotDependOnTheNumberOfThreads) {
 }
 
 TEST(GroupNorm, RefusesWhatDoesNotFit) {
-  const auto backend = make_cpu_backend({DType::f32, 0});
+  const auto backend = testing::make_backend(DType::f32, 0);
   const Tensor x = testing::random_tensor({1, 4, 4, 8}, 1);
   const Tensor w = testing::random_tensor({8}, 2);
   EXPECT_THROW(backend->group_norm(x, 3, w, w, 1e-6F, true), Error);
@@ -152,7 +153,7 @@ TEST(GroupNorm, RefusesWhatDoesNotFit) {
 }
 
 TEST(Upsample, RepeatsEveryPixel) {
-  const auto backend = make_cpu_backend({DType::f32, 0});
+  const auto backend = testing::make_backend(DType::f32, 0);
   for (const Shape& shape : {Shape{1, 3, 5, 16}, Shape{2, 4, 1, 7}, Shape{1, 9, 8, 1}, Shape{1, 2, 3, 48}})
     for (const DType type : {DType::f32, DType::bf16}) {
       const Tensor x = testing::random_tensor(shape, 9).to(type);

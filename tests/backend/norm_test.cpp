@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backend/backend.h"
+#include "backend/device_under_test.h"
 #include "sparvar/error.h"
 #include "support.h"
 
@@ -14,7 +15,7 @@ using testing::random_tensor;
 
 class Operations : public ::testing::TestWithParam<DType> {
  protected:
-  std::unique_ptr<Backend> backend = make_cpu_backend({.compute = GetParam(), .threads = 2});
+  std::unique_ptr<Backend> backend = testing::make_backend(GetParam());
   bool bf16() const { return GetParam() == DType::bf16; }
   unsigned seed = std::random_device{}();
 };
@@ -132,6 +133,7 @@ TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
 }
 
 TEST_P(Operations, ResizedResidualIsAdded) {
+  if (testing::on_gpu()) GTEST_SKIP() << "sparse attention runs on the CPU only";
   for (const auto& [from, to] :
        {std::pair{Grid{8, 8}, Grid{12, 12}}, std::pair{Grid{5, 3}, Grid{9, 14}}, std::pair{Grid{1, 1}, Grid{4, 2}}}) {
     const Tensor cache = random_tensor({2, from.tokens(), 2, 6}, seed),

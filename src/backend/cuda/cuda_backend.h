@@ -1,0 +1,127 @@
+// The CUDA device: cuBLASLt for matrix products, cuDNN for convolutions and large dense attention, own kernels for the
+// rest. Operations are enqueued on one stream; a program is a CUDA graph recorded from it.
+// Each group of operations has a file of its own.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <optional>
+
+#include "backend/backend.h"
+#include "backend/cuda/cudnn.h"
+#include "backend/cuda/gemm.h"
+#include "backend/cuda/pool.h"
+#include "backend/cuda/uploader.h"
+
+namespace sparvar::cuda {
+
+/// Libraries and facts of one GPU.
+struct Gpu {
+  int index = 0;
+  std::string name;
+  int major = 0, minor = 0;
+  std::int64_t free_bytes = 0, total_bytes = 0;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<CublasLt> cublas);
+  CudaBackend(const CudaBackend&) = delete;
+  CudaBackend& operator=(const CudaBackend&) = delete;
+  ~CudaBackend() override;
+  DType compute_type() const override { return compute_; }
+  std::string describe() const override;
+
+  // running.cpp
+  bool records() const override { return true; }
+  ProgramPtr program(std::function<void()> body) override;
+  MarkPtr mark() override;
+  void reserve(const std::function<void()>& bodies) override;
+  MemoryUse memory_use() const override;
+  int length_step() const override { return 64; }
+  DType product_type() const override { return compute_; }
+
+  // tensors.cpp
+  Tensor empty(DType dtype, Shape shape) override;
+  Tensor zeros(DType dtype, Shape shape) override;
+  Tensor random(DType dtype, Shape shape, std::uint64_t seed, float deviation) override;
+  Tensor upload(const Tensor& host) override;
+  Tensor download(const Tensor& tensor) override;
+  void write(Tensor& to, const Tensor& from) override;
+  void fill_zero(Tensor& x) override;
+  Tensor clone(const Tensor& x) override;
+  Tensor repeat(const Tensor& x, int times) override;
+
+  // dense.cpp
+  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) override;
+  Tensor linear(const Tensor& x, const Linear& weights, Activation activation, DType out) override;
+  void add_gated(Tensor& residual, const Tensor& y, const Tensor& gate) override;
+  Tensor layer_norm(const Tensor& x, const NormArgs& args) override;
+  Tensor add_gated_norm(Tensor& residual, const Tensor& y, const Tensor& gate, const NormArgs& args) override;
+  Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps, DType out) override;
+
+  // elementwise.cpp
+  Tensor apply(const Tensor& x, Activation activation) override;
+  void add_repeated(Tensor& x, const Tensor& y) override;
+  Tensor modulation(const Tensor& shared, const Tensor& own, int parts) override;
+  void guide_hidden(Tensor& x, const Tensor& guidance) override;
+  Tensor guide_logits(const Tensor& logits, std::int64_t pictures, const Tensor& guidance) override;
+  Tensor sample_bits(const Tensor& logits, const Tensor& sampling, int scale) override;
+  void add_codes(Tensor& summed, const Tensor& bits, Grid tokens, bool patchify) override;
+  Tensor codes_to_words(const Tensor& summed, Grid tokens, bool patchify) override;
+  Tensor subtract(const Tensor& a, const Tensor& b) override;
+  Tensor gated_gelu(const Tensor& a, const Tensor& b) override;
+
+  // attention.cpp
+  void split_qkv(const Tensor& qkv, const QkvArgs& args, Tensor& q, Tensor& k_cache, Tensor& v_cache) override;
+  Tensor grown(const Tensor& cache, std::int64_t more) override;
+  void dense_attention(AttentionArgs& args, int keys) override;
+  void attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) override;
+  Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
+  void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
+  Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
+  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, float scale) override;
+  Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
+                          const Tensor& length) override;
+
+  // feature_map.cpp
+  ConvolutionPtr prepare_convolution(const Tensor& weight_oihw, const Tensor& bias, int stride, int pad_begin,
+                                     int pad_end) override;
+  Tensor convolution(const Tensor& x, const Convolution& weights, const Tensor& residual) override;
+  Tensor upsample_nearest_2x(const Tensor& x) override;
+  Tensor upsampled_convolution(const Tensor& x, const Convolution& weights) override;
+  Tensor group_norm(const Tensor& x, int groups, const Tensor& weight, const Tensor& bias, float eps,
+                    bool silu) override;
+  Tensor to_nhwc(const Tensor& x) override;
+  Tensor to_nchw(const Tensor& x, float limit) override;
+  Tensor to_bytes(const Tensor& x) override;
+
+ private:
+  friend class CudaProgram;
+  /// Is work enqueued (and not only planned)?
+  bool computes() const { return !dry_; }
+  Tensor weight_memory(DType dtype, Shape shape);
+  Tensor converted(const Tensor& x, DType type);
+  Cudnn* cudnn();  // null where it cannot be loaded
+  Cudnn& needed_cudnn();
+  void* workspace() const { return workspace_.get(); }
+  void select_device() const;
+
+  DType compute_;
+  Gpu gpu_;
+  bool planning_;
+  bool dry_ = false;
+  bool recording_ = false;
+  std::unique_ptr<CublasLt> cublas_;
+  cudaStream_t stream_ = nullptr;
+  std::shared_ptr<Pool> weights_;
+  std::shared_ptr<Pool> working_;
+  std::shared_ptr<void> workspace_;  // of cuBLASLt
+  std::int64_t planned_working_ = 0;
+  Uploader uploader_;
+  std::unique_ptr<Gemms> gemms_;
+  std::unique_ptr<Cudnn> cudnn_;
+  std::string why_no_cudnn_;
+};
+
+}  // namespace sparvar::cuda

@@ -1,0 +1,155 @@
+// Linear layers and norms.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "backend/cuda/check.h"
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/kernels/kernels.h"
+
+namespace sparvar::cuda {
+namespace {
+
+class CudaLinear final : public Linear {
+ public:
+  Tensor weight;     // [out, in], f32 or bf16
+  Tensor bias_f32;   // [out], as wide as the result it is added to; undefined: none
+  Tensor bias_bf16;  // only where the weight is bf16
+};
+
+const float* floats(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
+
+std::int64_t rows_of(const Tensor& x) { return x.dim(-1) == 0 ? 0 : x.size() / x.dim(-1); }
+
+/// Rows of x that share a row of `parts` [G, C]; all of them where it is undefined.
+std::int64_t period_of(const char* what, const Tensor& x, const Tensor& parts) {
+  const std::int64_t rows = std::max<std::int64_t>(rows_of(x), 1);
+  if (!parts.defined()) return rows;
+  const std::int64_t count = rows_of(parts);
+  if (parts.dim(-1) != x.dim(-1) || count == 0 || rows % count != 0)
+    throw Error(ErrorKind::usage,
+                fmt::format("{}: {} does not fit {}", what, to_string(parts.shape()), to_string(x.shape())));
+  return rows / count;
+}
+
+RowNorm row_norm(const Tensor& x, const NormArgs& args) {
+  const Tensor& parts = args.scale.defined() ? args.scale : args.shift;
+  const std::int64_t period = period_of("norm", x, parts);
+  if (args.scale.defined() && args.shift.defined() && args.scale.size() != args.shift.size())
+    throw Error(ErrorKind::usage, fmt::format("norm: scale {} and shift {} differ in size",
+                                              to_string(args.scale.shape()), to_string(args.shift.shape())));
+  return {.rows = rows_of(x),
+          .width = static_cast<int>(x.dim(-1)),
+          .period = period,
+          .scale = floats(args.scale),
+          .shift = floats(args.shift),
+          .scale_offset = args.one_plus,
+          .eps = args.eps,
+          .centred = true};
+}
+
+void check_residual(const Tensor& residual, const Tensor& y) {
+  if (y.size() != residual.size())
+    throw Error(ErrorKind::usage,
+                fmt::format("residual {} and {} differ in size", to_string(residual.shape()), to_string(y.shape())));
+}
+
+}  // namespace
+
+LinearPtr CudaBackend::prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) {
+  const DType type = precise ? DType::f32 : compute_;
+  auto linear = std::make_shared<CudaLinear>();
+  linear->out = weight.dim(0);
+  linear->in = weight.dim(1);
+  const auto load = [&](const Tensor& from, DType to_type) {
+    if (from.place() == Place::device && from.dtype() == to_type) return from;
+    Tensor to = weight_memory(to_type, from.shape());
+    if (!computes()) return to;
+    if (from.place() == Place::device)
+      convert(from.raw(), from.dtype(), to.raw(), to_type, to.size(), stream_);
+    else
+      uploader_.copy(from, to);
+    return to;
+  };
+  linear->weight = load(weight, type);
+  if (bias.defined()) {
+    linear->bias_f32 = load(bias, DType::f32);
+    if (type == DType::bf16) linear->bias_bf16 = load(bias, DType::bf16);
+  }
+  return linear;
+}
+
+Tensor CudaBackend::linear(const Tensor& x, const Linear& weights, Activation activation, DType out) {
+  const auto& linear = dynamic_cast<const CudaLinear&>(weights);
+  if (x.dim(-1) != linear.in)
+    throw Error(ErrorKind::usage,
+                fmt::format("linear layer takes {} channels, got {}", linear.in, to_string(x.shape())));
+  const DType type = linear.weight.dtype();
+  if (type == DType::f32 && out == DType::bf16) return converted(this->linear(x, weights, activation, DType::f32), out);
+  const Tensor source = converted(x, type);
+  Shape shape = x.shape();
+  shape.back() = linear.out;
+  Tensor result = empty(out, shape);
+  const Tensor& bias = out == DType::f32 ? linear.bias_f32 : linear.bias_bf16;
+  GemmShape product{.rows = rows_of(source),
+                    .in = linear.in,
+                    .out = linear.out,
+                    .type = type,
+                    .result = out,
+                    .bias = bias.defined(),
+                    .gelu = activation == Activation::gelu_tanh};
+  if (product.rows == 0 || planning_) return result;
+  const bool fused = product.gelu && type == DType::bf16 && gemms_->supports(product);  // in f32 its tanh is too rough
+  product.gelu = fused;
+  if (!computes()) {
+    gemms_->prepare(product, linear.weight.raw());
+    return result;
+  }
+  gemms_->run(product, source.raw(), linear.weight.raw(), bias.defined() ? bias.raw() : nullptr, result.raw(),
+              workspace());
+  if (activation != Activation::none && !fused)
+    activate(result.raw(), out, result.size(), activation == Activation::silu, stream_);
+  return result;
+}
+
+void CudaBackend::add_gated(Tensor& residual, const Tensor& y, const Tensor& gate) {
+  check_residual(residual, y);
+  const std::int64_t period = period_of("gate", residual, gate);
+  if (!computes()) return;
+  const RowNorm none{.rows = rows_of(residual), .width = static_cast<int>(residual.dim(-1))};
+  add_gated_normalise(none, residual.data<float>(), y.raw(), y.dtype(), floats(gate), period, nullptr, DType::f32,
+                      stream_);
+}
+
+Tensor CudaBackend::layer_norm(const Tensor& x, const NormArgs& args) {
+  const RowNorm norm = row_norm(x, args);
+  Tensor out = empty(args.out, x.shape());
+  if (computes()) normalise(norm, x.data<float>(), out.raw(), args.out, stream_);
+  return out;
+}
+
+Tensor CudaBackend::add_gated_norm(Tensor& residual, const Tensor& y, const Tensor& gate, const NormArgs& args) {
+  check_residual(residual, y);
+  const RowNorm norm = row_norm(residual, args);
+  const std::int64_t period = period_of("gate", residual, gate);
+  Tensor out = empty(args.out, residual.shape());
+  if (computes())
+    add_gated_normalise(norm, residual.data<float>(), y.raw(), y.dtype(), floats(gate), period, out.raw(), args.out,
+                        stream_);
+  return out;
+}
+
+Tensor CudaBackend::rms_norm(const Tensor& x, const Tensor& weight, float eps, DType out) {
+  Tensor result = empty(out, x.shape());
+  if (computes())
+    normalise({.rows = rows_of(x),
+               .width = static_cast<int>(x.dim(-1)),
+               .period = std::max<std::int64_t>(rows_of(x), 1),
+               .scale = floats(weight),
+               .eps = eps,
+               .centred = false},
+              x.data<float>(), result.raw(), out, stream_);
+  return result;
+}
+
+}  // namespace sparvar::cuda

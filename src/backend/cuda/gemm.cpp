@@ -1,0 +1,194 @@
+#include "backend/cuda/gemm.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+
+#include "backend/cuda/check.h"
+#include "backend/cuda/kernels/kernels.h"
+
+namespace sparvar::cuda {
+namespace {
+
+constexpr int kCandidates = 24;
+constexpr std::size_t kWeightsToRotate = 8;  // so that the second-level cache does not hold the weights that are timed
+constexpr double kWorthMeasuring = 1e9;      // multiply-adds times two, or
+constexpr std::int64_t kLargeWeight = 4 << 20;  // elements: small ones are over before a better choice matters
+
+void check_blas(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    throw Error(ErrorKind::system, fmt::format("cuBLASLt: {}: status {}", what, static_cast<int>(status)));
+}
+
+cudaDataType_t type_of(DType type) { return type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF; }
+
+cublasLtEpilogue_t epilogue_of(const GemmShape& shape) {
+  if (shape.gelu) return shape.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+  return shape.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+}  // namespace
+
+struct Gemms::Problem {
+  explicit Problem(const CublasLt& library) : lt(library) {}
+  Problem(const Problem&) = delete;
+  Problem& operator=(const Problem&) = delete;
+  ~Problem() {
+    if (target != nullptr) lt.cublasLtMatrixLayoutDestroy(target);
+    if (input != nullptr) lt.cublasLtMatrixLayoutDestroy(input);
+    if (weight != nullptr) lt.cublasLtMatrixLayoutDestroy(weight);
+    if (operation != nullptr) lt.cublasLtMatmulDescDestroy(operation);
+  }
+  const CublasLt& lt;
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t weight = nullptr, input = nullptr, target = nullptr;
+  std::vector<cublasLtMatmulHeuristicResult_t> candidates;  // the library's favourite first
+  std::size_t chosen = 0;
+  bool measured = false;
+  std::vector<const void*> weights;
+};
+
+Gemms::Gemms(const CublasLt& library, cudaStream_t stream) : library_(library), stream_(stream) {
+  check_blas(library.cublasLtCreate(&handle_), "starting");
+}
+
+Gemms::~Gemms() {
+  problems_.clear();
+  if (handle_ != nullptr) library_.cublasLtDestroy(handle_);
+}
+
+/// cuBLASLt counts columns first: its W is [in, out] transposed, its x [in, rows], its y [out, rows].
+Gemms::Problem& Gemms::problem(const GemmShape& shape) {
+  std::unique_ptr<Problem>& known = problems_[shape];
+  if (known) return *known;
+  auto made = std::make_unique<Problem>(library_);
+  const CublasLt& lt = library_;
+  check_blas(lt.cublasLtMatmulDescCreate(&made->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  const cublasLtEpilogue_t epilogue = epilogue_of(shape);
+  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+    check_blas(lt.cublasLtMatmulDescSetAttribute(made->operation, attribute, &value, sizeof value), "an attribute");
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, transposed);
+  set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+  check_blas(lt.cublasLtMatrixLayoutCreate(&made->weight, type_of(shape.type), shape.in, shape.out, shape.in), "W");
+  check_blas(lt.cublasLtMatrixLayoutCreate(&made->input, type_of(shape.type), shape.in, shape.rows, shape.in), "x");
+  check_blas(lt.cublasLtMatrixLayoutCreate(&made->target, type_of(shape.result), shape.out, shape.rows, shape.out),
+             "y");
+
+  cublasLtMatmulPreference_t preference = nullptr;
+  check_blas(lt.cublasLtMatmulPreferenceCreate(&preference), "preferences");
+  const std::size_t workspace = kWorkspaceBytes;
+  (void)lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                                sizeof workspace);
+  made->candidates.resize(kCandidates);
+  int found = 0;
+  (void)lt.cublasLtMatmulAlgoGetHeuristic(handle_, made->operation, made->weight, made->input, made->target,
+                                          made->target, preference, kCandidates, made->candidates.data(), &found);
+  lt.cublasLtMatmulPreferenceDestroy(preference);
+  made->candidates.resize(found);
+  std::erase_if(made->candidates, [](const auto& result) { return result.state != CUBLAS_STATUS_SUCCESS; });
+  known = std::move(made);
+  return *known;
+}
+
+bool Gemms::supports(const GemmShape& shape) { return !problem(shape).candidates.empty(); }
+
+void Gemms::prepare(const GemmShape& shape, const void* weight) {
+  Problem& p = problem(shape);
+  const double work = 2.0 * static_cast<double>(shape.rows) * static_cast<double>(shape.in * shape.out);
+  const bool large = work >= kWorthMeasuring || shape.in * shape.out >= kLargeWeight;
+  if (shape.type == DType::bf16 && large && !p.measured && p.candidates.size() > 1 &&
+      p.weights.size() < kWeightsToRotate && std::find(p.weights.begin(), p.weights.end(), weight) == p.weights.end())
+    p.weights.push_back(weight);
+}
+
+std::size_t Gemms::scratch_wanted() const {
+  std::size_t most = 0;
+  for (const auto& [shape, p] : problems_)
+    if (!p->weights.empty() && !p->measured)
+      most = std::max<std::size_t>(
+          most,
+          shape.rows * (shape.in * size_of(shape.type) + shape.out * size_of(shape.result)) + 8192 + 2 * shape.out * 4);
+  return most;
+}
+
+bool Gemms::launch(const Problem& p, int candidate, const void* x, const void* weight, void* y, void* workspace) {
+  const float one = 1.0F;
+  const float zero = 0.0F;
+  return library_.cublasLtMatmul(handle_, p.operation, &one, weight, p.weight, x, p.input, &zero, y, p.target, y,
+                                 p.target, &p.candidates[candidate].algo, workspace, kWorkspaceBytes,
+                                 stream_) == CUBLAS_STATUS_SUCCESS;
+}
+
+void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* workspace) {
+  const auto aligned = [](std::size_t bytes) { return (bytes + 1023) / 1024 * 1024; };
+  char* x = scratch;
+  char* bias = x + aligned(shape.rows * shape.in * size_of(shape.type));
+  char* y = bias + aligned(shape.out * 4);
+  fill_random(x, shape.type, shape.rows * shape.in, 1, 1.0F, stream_);
+  fill_random(bias, shape.result, shape.out, 2, 1.0F, stream_);
+  const void* bias_address = bias;
+  if (shape.bias)
+    check_blas(library_.cublasLtMatmulDescSetAttribute(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias_address,
+                                                       sizeof bias_address),
+               "the bias");
+  cudaEvent_t start = nullptr, stop = nullptr;
+  check(cudaEventCreate(&start), "an event");
+  check(cudaEventCreate(&stop), "an event");
+  std::size_t turn = 0;
+  const auto milliseconds = [&](int candidate, int runs) {
+    const auto next = [&] { return p.weights[turn++ % p.weights.size()]; };
+    if (!launch(p, candidate, x, next(), y, workspace)) return std::numeric_limits<float>::infinity();
+    check(cudaEventRecord(start, stream_), "timing");
+    for (int i = 0; i < runs; ++i) (void)launch(p, candidate, x, next(), y, workspace);
+    check(cudaEventRecord(stop, stream_), "timing");
+    check(cudaEventSynchronize(stop), "measuring a product");
+    float elapsed = 0;
+    check(cudaEventElapsedTime(&elapsed, start, stop), "timing");
+    return elapsed / static_cast<float>(runs);
+  };
+  const int count = static_cast<int>(p.candidates.size());
+  std::vector<float> quick(count);
+  for (int i = 0; i < count; ++i) quick[i] = milliseconds(i, 3);
+  const float bound = 1.1F * *std::min_element(quick.begin(), quick.end());
+  float best = std::numeric_limits<float>::infinity();
+  for (int i = 0; i < count; ++i) {
+    if (!(quick[i] <= bound)) continue;
+    const float time = milliseconds(i, 8);
+    if (time < best) {
+      best = time;
+      p.chosen = static_cast<std::size_t>(i);
+    }
+  }
+  (void)cudaEventDestroy(start);
+  (void)cudaEventDestroy(stop);
+}
+
+void Gemms::tune(void* scratch, std::size_t scratch_bytes, void* workspace) {
+  if (scratch_wanted() > scratch_bytes) return;
+  for (const auto& [shape, p] : problems_) {
+    if (p->weights.empty() || p->measured) continue;
+    measure(shape, *p, static_cast<char*>(scratch), workspace);
+    p->measured = true;
+    p->weights.clear();
+  }
+}
+
+void Gemms::run(const GemmShape& shape, const void* x, const void* weight, const void* bias, void* y, void* workspace) {
+  Problem& p = problem(shape);
+  if (p.candidates.empty())
+    throw Error(ErrorKind::system, fmt::format("cuBLASLt has no product of [{}, {}] and [{}, {}]^T in {}", shape.rows,
+                                               shape.in, shape.out, shape.in, name_of(shape.type)));
+  if (shape.bias)
+    check_blas(
+        library_.cublasLtMatmulDescSetAttribute(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
+        "the bias");
+  if (!launch(p, static_cast<int>(p.chosen), x, weight, y, workspace))
+    throw Error(ErrorKind::system, fmt::format("cuBLASLt refused a product of [{}, {}] and [{}, {}]^T", shape.rows,
+                                               shape.in, shape.out, shape.in));
+}
+
+}  // namespace sparvar::cuda

@@ -1,0 +1,56 @@
+// y = act(x W^T + b) through cuBLASLt: one problem per shape, the algorithm measured where the product is large.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <tuple>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/cublaslt.h"
+
+namespace sparvar::cuda {
+
+/// x [rows, in] of `type`, W [out, in] of `type`, bias [out] of result's type or null, y [rows, out].
+struct GemmShape {
+  std::int64_t rows = 0, in = 0, out = 0;
+  DType type = DType::bf16;
+  DType result = DType::bf16;
+  bool bias = false;
+  bool gelu = false;  // tanh form
+  auto key() const { return std::tuple(rows, in, out, type, result, bias, gelu); }
+  bool operator<(const GemmShape& other) const { return key() < other.key(); }
+};
+
+class Gemms {
+ public:
+  Gemms(const CublasLt& library, cudaStream_t stream);
+  Gemms(const Gemms&) = delete;
+  Gemms& operator=(const Gemms&) = delete;
+  ~Gemms();
+
+  static constexpr std::size_t kWorkspaceBytes = 32U << 20;
+  /// Looks the algorithms up. `weight` is one of the weights that will be multiplied so; large products remember a few
+  /// for tune().
+  void prepare(const GemmShape& shape, const void* weight);
+  /// Does cuBLASLt have the epilogue for this shape?
+  bool supports(const GemmShape& shape);
+  /// Measures the candidates of every large product that was prepared since, on random inputs in `scratch`.
+  void tune(void* scratch, std::size_t scratch_bytes, void* workspace);
+  std::size_t scratch_wanted() const;
+  void run(const GemmShape& shape, const void* x, const void* weight, const void* bias, void* y, void* workspace);
+
+ private:
+  struct Problem;
+  Problem& problem(const GemmShape& shape);
+  void measure(const GemmShape& shape, Problem& problem, char* scratch, void* workspace);
+  bool launch(const Problem& problem, int candidate, const void* x, const void* weight, void* y, void* workspace);
+
+  const CublasLt& library_;
+  cudaStream_t stream_;
+  cublasLtHandle_t handle_ = nullptr;
+  std::map<GemmShape, std::unique_ptr<Problem>> problems_;
+};
+
+}  // namespace sparvar::cuda

@@ -1,0 +1,128 @@
+// Launchers of the CUDA kernels: raw device pointers in, work enqueued on a stream. No launcher waits, allocates or
+// touches host memory, so each may be captured into a graph. Every one checks cudaGetLastError() and throws
+// Error(system).
+// T is bf16 or f32 (`DType` arguments say which); sums are f32. Rows are the flattened leading axes; a modulation row
+// (scale, shift, gate) serves `period` rows one after the other: row r uses modulation row r / period.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "core/tensor.h"
+#include "sparvar/schedule.h"
+
+namespace sparvar::cuda {
+
+// ---------------------------------------------------------------- norm.cu: one pass over rows of up to 16384 channels
+struct RowNorm {
+  std::int64_t rows = 0;
+  int width = 0;
+  std::int64_t period = 1;       // rows that share one row of scale and shift
+  const float* scale = nullptr;  // [rows / period, width at scale_stride]; null: 1
+  const float* shift = nullptr;  // null: 0
+  float scale_offset = 0;        // 1: out = norm(x) * (1 + scale) + shift
+  float eps = 1e-6F;
+  bool centred = true;  // LayerNorm; false: RMSNorm
+};
+/// out [rows, width] (out_type) = norm of x f32.
+void normalise(const RowNorm& norm, const float* x, void* out, DType out_type, cudaStream_t stream);
+/// residual += gate * y (gate [rows / gate_period, width] or null for 1), then, where `out` is not null, its norm.
+void add_gated_normalise(const RowNorm& norm, float* residual, const void* y, DType y_type, const float* gate,
+                         std::int64_t gate_period, void* out, DType out_type, cudaStream_t stream);
+
+// ---------------------------------------------------------------- qkv.cu
+struct SplitQkv {
+  const void* qkv = nullptr;  // [B, n, 3, H, D]
+  DType qkv_type = DType::bf16;
+  int batch = 0, n = 0, heads = 0, dim = 0;  // dim even, 8 to 256
+  bool l2_norm = true;                       // q, k / max(|.|, 1e-12)
+  const float* head_scale = nullptr;         // [H], q times it, or null
+  const float* rope = nullptr;               // [n, D/2, 2] (cos, sin) of pairs (2i, 2i + 1), or null
+  void* q = nullptr;                         // [B, H, n, D] of out_type
+  void* k = nullptr;                         // caches [B, H, capacity, D] of out_type, rows offset .. offset + n
+  void* v = nullptr;
+  DType out_type = DType::bf16;
+  std::int64_t capacity = 0, offset = 0;
+};
+void split_qkv(const SplitQkv& args, cudaStream_t stream);
+/// Copies cache [B * H, from_rows, row_bytes] into the first rows of [B * H, to_rows, row_bytes].
+void copy_into_larger(const void* from, std::int64_t from_rows, void* to, std::int64_t to_rows, std::int64_t heads,
+                      std::int64_t row_bytes, cudaStream_t stream);
+
+// ---------------------------------------------------------------- elementwise.cu
+void fill_random(void* out, DType type, std::int64_t count, std::uint64_t seed, float deviation,
+                 cudaStream_t stream);  // normal, Philox
+void convert(const void* from, DType from_type, void* to, DType to_type, std::int64_t count, cudaStream_t stream);
+/// In place: SiLU, or else the tanh form of GELU.
+void activate(void* x, DType type, std::int64_t count, bool silu, cudaStream_t stream);
+void gated_gelu(const void* a, const void* b, void* out, DType type, std::int64_t count,
+                cudaStream_t stream);  // gelu_tanh(a) b
+/// x[i] += y[i % period]
+void add_repeated(float* x, const float* y, std::int64_t count, std::int64_t period, cudaStream_t stream);
+/// out [6 or parts, rows, width] = shared [rows, parts, width] + own [parts, width] (own may be null).
+void modulation(const float* shared, const float* own, std::int64_t rows, int parts, int width, float* out,
+                cudaStream_t stream);
+/// Guidance on hidden states, in place: x f32 [2, half]; both halves become cfg * first + (1 - cfg) * second.
+void guide_hidden(float* x, std::int64_t half, const float* cfg, cudaStream_t stream);
+/// out = logits[0] * g[1], guided: g[0] * (first g[1]) + (1 - g[0]) * (second g[1]); g = (cfg, 1 / tau) on the device.
+void guide_logits(const float* logits, std::int64_t half, bool guided, const float* guidance, float* out,
+                  cudaStream_t stream);
+/// a - b -> f32
+void subtract(const void* a, DType a_type, const void* b, DType b_type, float* out, std::int64_t count,
+              cudaStream_t stream);
+
+// ---------------------------------------------------------------- bits.cu (semantics: src/bits/sampling.h, codes.h)
+/// sampling: device words [4] = {seed, first_picture, greedy (0 / 1), bits of the float `rarest` = 1 - top_p, or of
+/// -1}.
+void sample_bits(const float* logits, int pictures, int tokens, int bits, const std::uint64_t* sampling, int scale,
+                 std::uint8_t* out, cudaStream_t stream);
+/// summed f32 [B, d, H, W] += bilinear(codes of bits U8 [B, n, bits]); patchify: pixel_shuffle(2), grid twice as fine.
+void add_codes(const std::uint8_t* bits, int pictures, Grid tokens, int bit_count, bool patchify, float* summed,
+               Grid full, cudaStream_t stream);
+/// words f32 [B, n, bits] of the token grid from summed f32 [B, d, H, W].
+void words_of(const float* summed, int pictures, int channels, Grid full, Grid tokens, bool patchify, float* words,
+              cudaStream_t stream);
+
+// ---------------------------------------------------------------- attention.cu
+struct DenseAttention {
+  const void* q = nullptr;  // element (b, i, h, d) at b * q_batch + i * q_row + h * q_head + d; the others alike
+  const void* k = nullptr;
+  const void* v = nullptr;
+  void* out = nullptr;
+  DType type = DType::bf16;                        // of all four
+  int batch = 0, heads = 0, dim = 0, queries = 0;  // dim: 1 to 256 (f32), a multiple of 8 up to 128 (bf16)
+  int keys = 0;                                    // of every batch entry, unless cu_lengths is given
+  const std::int32_t* cu_lengths =
+      nullptr;  // device [batch + 1]: entry b reads key rows cu[b] .. cu[b + 1]; k_batch = 0
+  std::int64_t q_batch = 0, q_row = 0, q_head = 0;
+  std::int64_t k_batch = 0, k_row = 0, k_head = 0;  // v as k
+  std::int64_t out_batch = 0, out_row = 0, out_head = 0;
+  float scale = 1;
+  float* statistics = nullptr;  // f32 [B, H, n, 2]: largest logit and sum of exp(logit - largest), or null
+};
+/// out = softmax(scale q k^T) v; no keys: zeros.
+void dense_attention(const DenseAttention& args, cudaStream_t stream);
+/// Text: q, k, v f32 [T, H, D], bias f32 [H, T, T]; keys >= *length (device) are not seen -> out f32 [T, H, D].
+void biased_attention(const float* q, const float* k, const float* v, const float* bias, const std::int32_t* length,
+                      int tokens, int heads, int dim, float* out, cudaStream_t stream);
+
+// ---------------------------------------------------------------- feature_map.cu, NHWC
+/// Bytes of scratch that group_norm needs.
+std::int64_t group_norm_scratch(int batch, std::int64_t pixels, int channels, int groups);
+/// x, out [B, pixels, C] of `type`; statistics in f32 over f32 partial sums that do not depend on the number of blocks
+/// in flight (the same result every run).
+void group_norm(const void* x, DType type, int batch, std::int64_t pixels, int channels, int groups,
+                const float* weight, const float* bias, float eps, bool silu, void* scratch, void* out,
+                cudaStream_t stream);
+void upsample_nearest_2x(const void* x, DType type, int batch, int height, int width, int channels, void* out,
+                         cudaStream_t stream);
+/// f32 [B, C, pixels] -> [B, pixels, C] of `type`, and back to f32 with values clamped to [-limit, limit].
+void planes_to_pixels(const float* x, int batch, int channels, std::int64_t pixels, void* out, DType type,
+                      cudaStream_t stream);
+void pixels_to_planes(const void* x, DType type, int batch, int channels, std::int64_t pixels, float limit, float* out,
+                      cudaStream_t stream);
+/// [count] values in [-1, 1] -> floor(255 (x + 1) / 2), clamped; NaN is 0.
+void to_bytes(const void* x, DType type, std::int64_t count, std::uint8_t* out, cudaStream_t stream);
+
+}  // namespace sparvar::cuda
