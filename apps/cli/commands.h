@@ -11,5 +11,6 @@ using Action = std::function<void()>;
 
 void add_generate(CLI::App& program, Action& chosen);
 void add_info(CLI::App& program, Action& chosen);
+void add_bench(CLI::App& program, Action& chosen);
 
 }  // namespace sparvar::cli

@@ -6,6 +6,7 @@
 
 #include "commands.h"
 #include "console.h"
+#include "device_flag.h"
 #include "flags.h"
 #include "interrupt.h"
 #include "output.h"
@@ -23,7 +24,7 @@ constexpr int most_pictures = 1024;  // of one run: they are held until the last
 struct Settings {
   std::vector<std::string> prompts;
   std::string prompt_file;
-  std::string attention = "sparvar";
+  std::string attention;  // empty: sparvar on the CPU, dense on a GPU
   std::string plan_file;
   std::string output = ".";
   PipelineOptions pipeline;
@@ -41,12 +42,6 @@ void check_attention_name(const std::string& name) {
   if (std::find(names.begin(), names.end(), name) != names.end()) return;
   throw CLI::ValidationError("--attention", fmt::format("there is no plan '{}'{} (plans: {})", name,
                                                         did_you_mean(name, names), fmt::join(names, ", ")));
-}
-
-Precision parse_precision(const std::string& name) {
-  if (name == "f32") return Precision::f32;
-  if (name == "bf16") return Precision::bf16;
-  throw CLI::ValidationError("--dtype", fmt::format("expected f32 or bf16, found '{}'", name));
 }
 
 void declare_sampling(CLI::App& command, GenerateOptions& options) {
@@ -79,18 +74,18 @@ void declare_rest(CLI::App& command, Settings& settings) {
         check_attention_name(name);
         settings.attention = name;
       },
-      fmt::format("Attention plan: {} (sparvar)", fmt::join(AttentionPlan::preset_names(), ", ")));
+      fmt::format("Attention plan: {} (sparvar on the CPU, dense on a GPU)",
+                  fmt::join(AttentionPlan::preset_names(), ", ")));
   attention->type_name("NAME");
   command.add_option("--plan", settings.plan_file, "Attention plan from a JSON file")
       ->type_name("FILE")
       ->excludes(attention);
-  command
-      .add_option_function<std::string>(
-          "--dtype", [&settings](const std::string& name) { settings.pipeline.precision = parse_precision(name); },
-          "Numbers to compute in: f32, bf16 (bf16)")
-      ->type_name("TYPE");
+  add_device(command, settings.pipeline);
+  add_precision(command, settings.pipeline);
   add_number(command, "--threads", settings.pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
   command.add_option("--model", settings.pipeline.model_dir, "Folder of the model (the bundled one)")->type_name("DIR");
+  add_number(command, "--batch", settings.generate.batch, Range<int>{1, 1024},
+             "Pictures drawn together (as many as need little memory)");
   command.add_option("-o,--output", settings.output, "FILE.png for one picture, else an existing folder (.)")
       ->type_name("PATH");
   command.add_flag("--json", settings.json, "One JSON object on standard output");
@@ -130,8 +125,9 @@ void generate(Settings& settings) {
   options.prompts = collect_prompts(settings);
   const Output output(settings.output, static_cast<int>(options.prompts.size()), options.pictures_per_prompt,
                       {settings.prompt_file, settings.plan_file});
-  if (!settings.plan_file.empty())
-    (void)AttentionPlan::from_file(settings.plan_file);  // a bad file is told before loading
+  const bool sparse = settings.plan_file.empty() ? !settings.attention.empty() && settings.attention != "dense"
+                                                 : !AttentionPlan::from_file(settings.plan_file).rules.empty();
+  if (sparse && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
 
   ProgressDisplay display(settings.quiet);
   const auto start = std::chrono::steady_clock::now();
@@ -141,7 +137,8 @@ void generate(Settings& settings) {
 
   const ModelInfo& model = pipeline.info();
   if (settings.plan_file.empty()) {
-    options.plan = AttentionPlan::preset(settings.attention, model.layers, static_cast<int>(model.schedule.size()));
+    const std::string name = !settings.attention.empty() ? settings.attention : model.on_gpu ? "dense" : "sparvar";
+    options.plan = AttentionPlan::preset(name, model.layers, static_cast<int>(model.schedule.size()));
   }
   options.on_progress = [&display](const Progress& progress) { display.show(progress); };
   const GenerateResult result = pipeline.generate(options);

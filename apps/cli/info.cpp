@@ -5,6 +5,7 @@
 
 #include "commands.h"
 #include "console.h"
+#include "device_flag.h"
 #include "machine.h"
 #include "report.h"
 
@@ -41,7 +42,15 @@ std::string text_info(const ModelInfo& model) {
   out += fmt::format("attention     {}\n", fmt::join(AttentionPlan::preset_names(), ", "));
   out += fmt::format("machine       {}, {} cores, {:.1f} GB\n", machine.processor, machine.cores,
                      static_cast<double>(machine.memory_bytes) / 1e9);
-  out += fmt::format("runs on       {}\n", model.backend);
+  out += fmt::format("runs on       {}{}\n", model.backend,
+                     model.why_no_gpu.empty() ? "" : fmt::format(" ({})", model.why_no_gpu));
+  if (model.memory.total > 0) {
+    const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+    out += fmt::format(
+        "GPU memory    {:.0f} MiB: weights {:.0f}, cache and activations {:.0f}; {:.0f} of {:.0f} are free\n",
+        mib(model.memory.weights + model.memory.working), mib(model.memory.weights), mib(model.memory.working),
+        mib(model.memory.free), mib(model.memory.total));
+  }
   return out;
 }
 
@@ -64,6 +73,8 @@ void add_info(CLI::App& program, Action& chosen) {
   const auto settings = std::make_shared<Settings>();
   command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
       ->type_name("DIR");
+  add_device(*command, settings->pipeline);
+  add_precision(*command, settings->pipeline);
   command->add_flag("--json", settings->json, "One JSON object on standard output");
   command->callback([settings, &chosen] { chosen = [settings] { info(*settings); }; });
 }

@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
     program.allow_extras();  // refuse_unknown names them
     sparvar::cli::add_generate(program, chosen);
     sparvar::cli::add_info(program, chosen);
+    sparvar::cli::add_bench(program, chosen);
     try {
       run(program, chosen, argc, argv);
     } catch (const CLI::Success& help) {  // --help and --version

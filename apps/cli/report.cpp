@@ -101,7 +101,12 @@ Json machine_json(const ModelInfo& model) {
           {"cores", machine.cores},
           {"memory_bytes", machine.memory_bytes},
           {"backend", model.backend},
-          {"peak_memory_bytes", peak_memory_bytes()}};
+          {"peak_memory_bytes", peak_memory_bytes()},
+          {"gpu_memory", model.memory.total == 0 ? Json()
+                                                 : Json({{"weights_bytes", model.memory.weights},
+                                                         {"working_bytes", model.memory.working},
+                                                         {"free_bytes", model.memory.free},
+                                                         {"total_bytes", model.memory.total}})}};
 }
 
 ImageMetadata picture_metadata(const Run& run, const Picture& picture) {

@@ -90,8 +90,9 @@ using MarkPtr = std::unique_ptr<Mark>;
 struct MemoryUse {
   std::int64_t weights = 0;
   std::int64_t working = 0;  // the largest sum of KV cache and activations
-  std::int64_t device_free = 0;
+  std::int64_t device_free = 0;  // when the backend was made
   std::int64_t device_total = 0;
+  std::int64_t device_taken = 0;  // by everybody, since the backend was made
 };
 
 class Backend {

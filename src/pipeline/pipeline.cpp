@@ -10,7 +10,7 @@
 #include "backend/backend.h"
 #include "core/memory_pool.h"
 #include "pipeline/device.h"
-#include "pipeline/walk.h"
+#include "pipeline/session.h"
 #include "text/t5_encoder.h"
 #include "text/tokenizer.h"
 #include "visual/bsq_vae.h"
@@ -69,27 +69,6 @@ struct Networks {
   BsqVae vae;
 };
 
-/// A walk and the decoder behind it, for pictures of one shape.
-struct Session {
-  Session(Networks& networks, Backend& device, const StateShape& shape)
-      : backend(device), walk(networks.transformer, device, shape) {
-    const InfinityConfig& config = networks.transformer.config();
-    const Grid last = shape.schedule.back();
-    const int step = config.apply_spatial_patchify ? 2 : 1;
-    codes = device.zeros(DType::f32, {1, config.codebook_dim, last.h * step, last.w * step});
-    decode = device.program([this, &vae = networks.vae] { pixels = vae.draw(codes); });
-  }
-  void run_programs() {
-    walk.run_programs();
-    decode->run();
-  }
-  Backend& backend;
-  Walk walk;
-  Tensor codes;   // of one picture: feature maps of a decoder are the largest tensors of all
-  Tensor pixels;  // U8 [1, H, W, 3]
-  ProgramPtr decode;
-};
-
 }  // namespace
 
 struct Pipeline::Impl {
@@ -128,7 +107,8 @@ MemoryUse Pipeline::Impl::plan_memory(const PipelineOptions& options) {
   if (!planner.gpu) return {};
   Backend& backend = *planner.backend;
   Networks dry(config, files, backend);
-  backend.reserve([&] { Session(dry, backend, shape_of(1, true, backend.length_step(), {})).run_programs(); });
+  backend.reserve(
+      [&] { Session(dry.transformer, dry.vae, backend, shape_of(1, true, backend.length_step(), {})).run_programs(); });
   const MemoryUse use = backend.memory_use();
   constexpr std::int64_t kLibraries = 256LL << 20;  // what cuBLAS, cuDNN and the kernels themselves take
   if (use.weights + use.working + kLibraries > use.device_free) {
@@ -179,10 +159,10 @@ StateShape Pipeline::Impl::shape_of(int pictures, bool guided, std::int64_t text
 
 Session& Pipeline::Impl::session_for(const StateShape& shape) {
   Backend& backend = *device.backend;
-  if (session && session->walk.shape() == shape) return *session;
+  if (session && session->walk().shape() == shape) return *session;
   session.reset();
-  backend.reserve([&] { Session(*networks, backend, shape).run_programs(); });
-  session = std::make_unique<Session>(*networks, backend, shape);
+  backend.reserve([&] { Session(networks->transformer, networks->vae, backend, shape).run_programs(); });
+  session = std::make_unique<Session>(networks->transformer, networks->vae, backend, shape);
   return *session;
 }
 
@@ -217,16 +197,15 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const std::vector<Tens
     tokens = count * ((longest + step - 1) / step * step);
   }
   Session& drawing = session_for(shape_of(static_cast<int>(count), guided(inputs.cfg), tokens, options.plan));
-  const Tensor& codes = drawing.walk.run(packed, inputs);
+  const Tensor& codes = drawing.walk().run(packed, inputs);
   trim_pool();  // the transformer's activations are of no use to the decoder
 
   const auto start = Clock::now();
   for (std::int64_t i = 0; i < count; ++i) {
     if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
-    backend.write(drawing.codes, codes.rows(i, i + 1));
-    drawing.decode->run();
+    const Tensor& pixels = drawing.decode(codes, i);
     const auto prompt = static_cast<int>((first + i) / options.pictures_per_prompt);
-    result.pictures.push_back({to_image(backend.download(drawing.pixels), 0), options.prompts[prompt], prompt,
+    result.pictures.push_back({to_image(backend.download(pixels), 0), options.prompts[prompt], prompt,
                                static_cast<int>((first + i) % options.pictures_per_prompt)});
   }
   if (!backend.records()) session.reset();

@@ -158,10 +158,13 @@ void CudaBackend::reserve(const std::function<void()>& bodies) {
 }
 
 MemoryUse CudaBackend::memory_use() const {
+  std::size_t available = 0, total = 0;
+  check(cudaMemGetInfo(&available, &total), "asking for the memory");
   return {.weights = static_cast<std::int64_t>(weights_->peak()),
           .working = planned_working_,
           .device_free = gpu_.free_bytes,
-          .device_total = gpu_.total_bytes};
+          .device_total = gpu_.total_bytes,
+          .device_taken = gpu_.free_bytes - static_cast<std::int64_t>(available)};
 }
 
 }  // namespace cuda

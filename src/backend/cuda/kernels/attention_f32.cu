@@ -11,6 +11,7 @@ constexpr int kTile = 32;    // queries of a block, and keys of a stage
 constexpr int kSharers = 4;  // threads of one query
 constexpr int kThreads = kTile * kSharers;
 constexpr int kWidest = 256;
+constexpr int kSumDepth = 16;  // products summed by themselves first: long chains of f32 lose digits
 
 /// Rows [first, first + kTile) to shared memory, `stride` floats apart; missing ones become zeros.
 __device__ inline void copy_rows(float* to, int stride, const float* from, std::int64_t row_stride, int first, int end,
@@ -60,10 +61,16 @@ __global__ void __launch_bounds__(kThreads) attend(const DenseAttention a) {
     copy_rows(v_rows, stride, static_cast<const float*>(a.v) + kv, a.k_row, first, keys, a.dim);
     __syncthreads();
     float s[kTile / kSharers] = {};
-    for (int d = 0; d < a.dim; ++d) {
-      const float x = q_rows[row * stride + d];
+    for (int begin = 0; begin < a.dim; begin += kSumDepth) {
+      float part_sum[kTile / kSharers] = {};
+      for (int d = begin; d < min(begin + kSumDepth, a.dim); ++d) {
+        const float x = q_rows[row * stride + d];
 #pragma unroll
-      for (int j = 0; j < kTile / kSharers; ++j) s[j] = fmaf(x, k_rows[(j * kSharers + part) * stride + d], s[j]);
+        for (int j = 0; j < kTile / kSharers; ++j)
+          part_sum[j] = fmaf(x, k_rows[(j * kSharers + part) * stride + d], part_sum[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kTile / kSharers; ++j) s[j] += part_sum[j];
     }
     float top = -INFINITY;
 #pragma unroll
@@ -74,21 +81,22 @@ __global__ void __launch_bounds__(kThreads) attend(const DenseAttention a) {
     const float now = fmaxf(largest, sharers_max(top));
     const float shrink = expf(largest - now);
     largest = now;
-    sum *= shrink;
+    float stage_sum = 0;  // sums of a stage come first: the error grows with stages, not with keys
 #pragma unroll
     for (int j = 0; j < kTile / kSharers; ++j) {
       const float weight = expf(s[j] - now);
-      sum += weight;
+      stage_sum += weight;
       weights[row * (kTile + 1) + j * kSharers + part] = weight;
     }
+    sum = fmaf(sum, shrink, stage_sum);
     __syncwarp();  // the sharers of a query are in one warp
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
       const int d = c * kSharers + part;
       if (d >= a.dim) break;
-      float x = out[c] * shrink;
+      float x = 0;
       for (int j = 0; j < kTile; ++j) x = fmaf(weights[row * (kTile + 1) + j], v_rows[j * stride + d], x);
-      out[c] = x;
+      out[c] = fmaf(out[c], shrink, x);
     }
   }
   sum = sharers_sum(sum);
@@ -174,7 +182,7 @@ void dense_attention_f32(const DenseAttention& args, cudaStream_t stream) {
 
 void biased_attention(const float* q, const float* k, const float* v, const float* bias, const std::int32_t* length,
                       int tokens, int heads, int dim, float* out, cudaStream_t stream) {
-  if (tokens <= 0) return;
+  if (tokens <= 0 || heads <= 0 || dim <= 0) return;
   const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(heads));
   attend_text<<<grid, kTextThreads, static_cast<std::size_t>(tokens + dim) * 4, stream>>>(q, k, v, bias, length, tokens,
                                                                                           heads, dim, out);
