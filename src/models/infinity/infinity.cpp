@@ -84,14 +84,21 @@ Infinity::State Infinity::make_state(const StateShape& shape) {
                               ? backend_.upload(rope_table(grid, shape.rope_grid, config_.head_dim(), config_.rope_base,
                                                            config_.rope2d_normalized_by_hw))
                               : Tensor());
+  make_caches(state);
+  return state;
+}
+
+/// Those that are not there: on a device that does not record, the last scale has used them up.
+void Infinity::make_caches(State& state) {
+  const ScaleSchedule& schedule = state.shape_.schedule;
   int cached = 0;  // the last scale's keys are never kept past their layer
   for (std::size_t k = 0; k + 1 < schedule.size(); ++k) cached += schedule[k].tokens();
-  for (int layer = 0; layer < config_.depth; ++layer) {
-    const Shape cache = {state.rows_, config_.num_heads, cached, config_.head_dim()};
-    state.k_cache_.push_back(backend_.empty(backend_.compute_type(), cache));
-    state.v_cache_.push_back(backend_.empty(backend_.compute_type(), cache));
-  }
-  return state;
+  const Shape shape = {state.rows_, config_.num_heads, cached, config_.head_dim()};
+  state.k_cache_.resize(config_.depth);
+  state.v_cache_.resize(config_.depth);
+  for (auto* caches : {&state.k_cache_, &state.v_cache_})
+    for (Tensor& cache : *caches)
+      if (!cache.defined()) cache = backend_.empty(backend_.compute_type(), shape);
 }
 
 void Infinity::write_text(State& state, const PackedText& text) {
@@ -210,6 +217,7 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
   scale.last = index + 1 == static_cast<int>(schedule.size());
   for (int k = 0; k < index; ++k) scale.keys_before += schedule[k].tokens();
   state.attention_.start(index);
+  if (index == 0) make_caches(state);
 
   const Tensor level = lvl_embed_.rows(index, index + 1);
   Tensor x = embed(state, scale, words, observe);

@@ -61,6 +61,7 @@ class Infinity {
  private:
   struct Block;
   struct Scale;
+  void make_caches(State& state);
   Tensor embed(State& state, const Scale& scale, const Tensor& words, const Observer& observe);
   void run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe);
   Tensor self_attention(State& state, const Scale& scale, int layer, const Tensor& x);
