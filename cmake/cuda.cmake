@@ -7,7 +7,8 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know it of C
 endif()
 find_package(CUDAToolkit 12.4 REQUIRED)
 
-file(GLOB package_dirs ${PROJECT_SOURCE_DIR}/build/cuda-packages/nvidia/*)
+file(GLOB site_packages ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages)
+file(GLOB package_dirs ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/*)
 set(hints ${CUDAToolkit_INCLUDE_DIRS})
 set(library_dirs "")
 foreach(dir ${package_dirs})
@@ -16,16 +17,17 @@ foreach(dir ${package_dirs})
 endforeach()
 find_path(CUBLASLT_INCLUDE_DIR cublasLt.h HINTS ${hints} REQUIRED)
 find_path(CUDNN_INCLUDE_DIR cudnn.h HINTS ${hints} REQUIRED)
-find_path(CUDNN_FRONTEND_INCLUDE_DIR cudnn_frontend.h HINTS ${hints} ${PROJECT_SOURCE_DIR}/build/cuda-packages/include REQUIRED)
+find_path(CUDNN_FRONTEND_INCLUDE_DIR cudnn_frontend.h HINTS ${hints} ${site_packages}/include REQUIRED)
 list(JOIN library_dirs ":" library_dirs)
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/backend/cuda/*.cpp
   ${PROJECT_SOURCE_DIR}/src/backend/cuda/kernels/*.cu)
 target_sources(sparvar_backend PRIVATE ${cuda_sources})
-target_include_directories(sparvar_backend SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${CUBLASLT_INCLUDE_DIR}
+add_library(sparvar_cuda_headers INTERFACE)
+target_include_directories(sparvar_cuda_headers SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS} ${CUBLASLT_INCLUDE_DIR}
   ${CUDNN_INCLUDE_DIR} ${CUDNN_FRONTEND_INCLUDE_DIR})
 target_compile_definitions(sparvar_backend PRIVATE SPARVAR_CUDA_LIBRARY_DIRS="${library_dirs}")
-target_link_libraries(sparvar_backend PRIVATE CUDA::cudart_static ${CMAKE_DL_LIBS})
+target_link_libraries(sparvar_backend PRIVATE sparvar_cuda_headers CUDA::cudart_static ${CMAKE_DL_LIBS})
 
 # Machine code for Ampere and Hopper, PTX for the rest.
 set_target_properties(sparvar_backend PROPERTIES CUDA_ARCHITECTURES OFF)

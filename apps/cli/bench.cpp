@@ -36,6 +36,9 @@ nlohmann::ordered_json to_json(const Settings& settings, const Measurement& m) {
   nlohmann::ordered_json scales = nlohmann::ordered_json::array();
   for (const ScaleTiming& scale : m.scales)
     scales.push_back({{"grid", {scale.grid.h, scale.grid.w}}, {"seconds", scale.seconds}});
+  nlohmann::ordered_json products = nlohmann::ordered_json::array();
+  for (const ProductTime& p : m.products)
+    products.push_back({{"rows", p.rows}, {"in", p.in}, {"out", p.out}, {"seconds", p.seconds}});
   return {{"geometry", settings.measure.geometry},
           {"attention", settings.attention},
           {"dtype", name_of(settings.measure.pipeline.precision)},
@@ -52,6 +55,7 @@ nlohmann::ordered_json to_json(const Settings& settings, const Measurement& m) {
           {"linear_tflop", m.linear_flops * 1e-12},
           {"product_tflops", m.product_rate * 1e-12},
           {"share_of_product_rate", share_of_ceiling(m)},
+          {"products", products},
           {"planned_weights_bytes", m.memory.weights},
           {"planned_working_bytes", m.memory.working},
           {"device_bytes", m.device_bytes},

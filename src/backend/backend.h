@@ -89,10 +89,16 @@ using MarkPtr = std::unique_ptr<Mark>;
 /// Bytes a backend has taken, or will take, of its device. All zero where that is not planned (the CPU).
 struct MemoryUse {
   std::int64_t weights = 0;
-  std::int64_t working = 0;  // the largest sum of KV cache and activations
+  std::int64_t working = 0;      // the largest sum of KV cache and activations
   std::int64_t device_free = 0;  // when the backend was made
   std::int64_t device_total = 0;
   std::int64_t device_taken = 0;  // by everybody, since the backend was made
+};
+
+/// A matrix product whose algorithms were measured: x [rows, in] times W [out, in] transposed.
+struct ProductTime {
+  std::int64_t rows = 0, in = 0, out = 0;
+  double seconds = 0;
 };
 
 class Backend {
@@ -111,6 +117,8 @@ class Backend {
   /// made in it must not be read. No-op on the CPU.
   virtual void reserve(const std::function<void()>& bodies) = 0;
   virtual MemoryUse memory_use() const = 0;
+  /// What reserve() measured so far; empty on the CPU.
+  virtual std::vector<ProductTime> product_times() const = 0;
   /// Lengths that programs are made for are rounded up to a multiple of this.
   virtual int length_step() const = 0;
   /// Type of a product that one more operation reads and rounds.

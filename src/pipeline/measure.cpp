@@ -157,6 +157,7 @@ Measurement measure_model(const MeasureOptions& options) {
     const MemoryUse use = backend.memory_use();
     result.device_bytes = use.device_taken;
   }
+  result.products = backend.product_times();
   tell("matrix product");
   result.product_rate = product_rate(backend);
   result.linear_flops = linear_flops(config, (shape.guided ? 2 : 1) * options.batch, options.batch);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/backend.h"
 #include "sparvar/pipeline.h"
 
 namespace sparvar {
@@ -29,6 +30,7 @@ struct Measurement {
   double first = 0;         // the first picture: programs are recorded and algorithms chosen
   double linear_flops = 0;  // multiply-adds times two of the linear layers of one total
   double product_rate = 0;  // FLOP/s of a large matrix product in the same process
+  std::vector<ProductTime> products;
   std::int64_t parameters = 0;
   DeviceMemory memory;
   std::int64_t device_bytes = 0;  // taken of the GPU, everything together, after the runs

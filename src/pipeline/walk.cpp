@@ -56,6 +56,7 @@ void Walk::run_scale(int k, const WalkWatch& watch, const std::atomic<bool>* can
 void Walk::run_programs() {
   text_program_->run();
   for (const ProgramPtr& program : scale_programs_) program->run();
+  if (backend_.records()) model_.release_caches(state_);
 }
 
 void Walk::write_inputs(const PackedText& text, const WalkInputs& inputs) {
@@ -90,6 +91,7 @@ void Walk::run_recorded(const WalkInputs& inputs) {
     program->run();
     marks.push_back(backend_.mark());
   }
+  model_.release_caches(state_);
   for (int k = 0; k < static_cast<int>(scale_programs_.size()); ++k) {
     const double seconds = marks[k + 1]->seconds_since(*marks[k]);
     if (inputs.on_scale) inputs.on_scale(timing(k, seconds), k);

@@ -10,6 +10,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/cudnn.h"
 #include "backend/cuda/gemm.h"
+#include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/pool.h"
 #include "backend/cuda/uploader.h"
 
@@ -38,6 +39,7 @@ class CudaBackend final : public Backend {
   MarkPtr mark() override;
   void reserve(const std::function<void()>& bodies) override;
   MemoryUse memory_use() const override;
+  std::vector<ProductTime> product_times() const override;
   int length_step() const override { return 64; }
   DType product_type() const override { return compute_; }
 
@@ -102,8 +104,9 @@ class CudaBackend final : public Backend {
   bool computes() const { return !dry_; }
   Tensor weight_memory(DType dtype, Shape shape);
   Tensor converted(const Tensor& x, DType type);
+  Tensor convolve(const Tensor& x, const Convolution& weights, const Tensor& residual, bool enlarged);
+  bool convolve_with_cudnn(const OwnConvolution& args, const Tensor& x);
   Cudnn* cudnn();  // null where it cannot be loaded
-  Cudnn& needed_cudnn();
   void* workspace() const { return workspace_.get(); }
   void select_device() const;
 

@@ -16,19 +16,14 @@ namespace sparvar::cuda {
 /// attention_workspace() build it, outside capture. Graphs captured so must not be launched after this object is gone.
 class Cudnn {
  public:
-  /// y = conv(x, w) + bias (+ residual); x, y, residual NHWC and w KRSC of `type`, bias f32; sums in f32, and of f32
-  /// inputs without tensor cores.
+  /// y = conv(x, w) + bias (+ residual), bf16 with f32 bias and sums; x, y, residual NHWC, w KRSC.
   struct ConvolutionShape {
     int batch = 1, height = 0, width = 0, in = 0, out = 0;
-    int kernel_h = 1, kernel_w = 1, stride = 1;
-    int pad_top = 0, pad_bottom = 0, pad_left = 0, pad_right = 0;
-    DType type = DType::bf16;
+    int kernel = 1, stride = 1, pad_begin = 0, pad_end = 0;
     bool residual = false;
-    /// Elements from one n, h, w of y to the next; 0: dense NHWC. A residual is always dense.
-    std::int64_t out_stride_n = 0, out_stride_h = 0, out_stride_w = 0;
 
-    int out_height() const { return (height + pad_top + pad_bottom - kernel_h) / stride + 1; }
-    int out_width() const { return (width + pad_left + pad_right - kernel_w) / stride + 1; }
+    int out_height() const { return (height + pad_begin + pad_end - kernel) / stride + 1; }
+    int out_width() const { return (width + pad_begin + pad_end - kernel) / stride + 1; }
     std::strong_ordering operator<=>(const ConvolutionShape&) const = default;
   };
   /// bf16, no mask; element (b, i, h, d) of q at b * q_batch + i * q_row + h * q_head + d, the others alike, v as k.
@@ -50,13 +45,9 @@ class Cudnn {
 
   /// Does cuDNN have a plan? All other calls throw Error(system) where it has none.
   bool supports_convolution(const ConvolutionShape& shape);
-  /// Bytes; may become smaller or larger in tune().
-  std::int64_t convolution_workspace(const ConvolutionShape& shape);
+  std::int64_t convolution_workspace(const ConvolutionShape& shape);  // bytes
   void convolution(const ConvolutionShape& shape, const void* x, const void* w, const float* bias, const void* residual,
                    void* y, void* workspace);
-  /// Measures the first candidates that need no more than `max_workspace` bytes and keeps the fastest. Overwrites y.
-  void tune(const ConvolutionShape& shape, const void* x, const void* w, const float* bias, const void* residual,
-            void* y, void* workspace, std::int64_t max_workspace);
 
   bool supports_attention(const AttentionShape& shape);
   std::int64_t attention_workspace(const AttentionShape& shape);
@@ -67,15 +58,5 @@ class Cudnn {
   explicit Cudnn(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
-
-/// kernels/feature_map.cu: y += bias (+ residual) for convolutions that cuDNN cannot fuse it into. y and residual of
-/// `type`; strides of y as in ConvolutionShape, none of them 0; residual dense.
-struct ConvolutionEpilogue {
-  int batch = 0, height = 0, width = 0, channels = 0;
-  DType type = DType::bf16;
-  std::int64_t stride_n = 0, stride_h = 0, stride_w = 0;
-};
-void add_bias_and_residual(const ConvolutionEpilogue& shape, const float* bias, const void* residual, void* y,
-                           cudaStream_t stream);
 
 }  // namespace sparvar::cuda

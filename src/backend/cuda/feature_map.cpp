@@ -1,4 +1,4 @@
-// Feature maps: convolutions through cuDNN, the rest with own kernels.
+// Feature maps: large convolutions through cuDNN, the rest with own kernels.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,9 +12,8 @@ namespace {
 
 class CudaConvolution final : public Convolution {
  public:
-  Tensor weight;               // [out, kernel, kernel, in], compute type
-  std::vector<Tensor> phases;  // for a map enlarged twofold: four [out, 2, 2, in], by (row, column) parity
-  Tensor bias;                 // f32 [out]
+  Tensor weight;  // [out, kernel, kernel, in], compute type
+  Tensor bias;    // f32 [out]
   DType type = DType::bf16;
 };
 
@@ -30,22 +29,6 @@ Tensor channels_last(const Tensor& oihw) {
   return to;
 }
 
-/// Every output pixel of an enlarged map sees 2x2 pixels of the small one: the 3x3 weights that fall on the same pixel
-/// are added up. Phase (row, column): output pixels of that parity. [out, 3, 3, in] -> [out, 2, 2, in].
-Tensor phase_weights(const Tensor& full, int row, int column) {
-  const std::int64_t out = full.dim(0), in = full.dim(3);
-  Tensor to = Tensor::zeros(DType::f32, {out, 2, 2, in});
-  for (std::int64_t o = 0; o < out; ++o)
-    for (int y = 0; y < 3; ++y)
-      for (int x = 0; x < 3; ++x) {
-        const int ty = (y + 1 + row) / 2 - row;  // row 0: taps 0 | 1, 2; row 1: taps 0, 1 | 2
-        const int tx = (x + 1 + column) / 2 - column;
-        for (std::int64_t i = 0; i < in; ++i)
-          to.data<float>()[((o * 2 + ty) * 2 + tx) * in + i] += full.data<float>()[((o * 3 + y) * 3 + x) * in + i];
-      }
-  return to;
-}
-
 void check_map(const Tensor& x, const char* what) {
   if (x.rank() != 4 || (x.dtype() != DType::f32 && x.dtype() != DType::bf16))
     throw Error(ErrorKind::usage, fmt::format("{} takes an F32 or BF16 map [B, H, W, C], got {} {}", what,
@@ -57,11 +40,6 @@ void check_map(const Tensor& x, const char* what) {
 Cudnn* CudaBackend::cudnn() {
   if (!cudnn_ && why_no_cudnn_.empty()) cudnn_ = Cudnn::load(stream_, why_no_cudnn_);
   return cudnn_.get();
-}
-
-Cudnn& CudaBackend::needed_cudnn() {
-  if (Cudnn* library = cudnn()) return *library;
-  throw Error(ErrorKind::system, fmt::format("convolutions need cuDNN: {}", why_no_cudnn_));
 }
 
 ConvolutionPtr CudaBackend::prepare_convolution(const Tensor& weight_oihw, const Tensor& bias, int stride,
@@ -95,43 +73,76 @@ ConvolutionPtr CudaBackend::prepare_convolution(const Tensor& weight_oihw, const
   return conv;
 }
 
-Tensor CudaBackend::convolution(const Tensor& x, const Convolution& weights, const Tensor& residual) {
+/// Above this many multiply-adds times two cuDNN is more than twice as fast; below it the difference is nothing, and a
+/// small model is done before cuDNN has started.
+constexpr double kWorthCudnn = 8e9;
+
+/// x is read as if enlarged twofold where `enlarged`.
+Tensor CudaBackend::convolve(const Tensor& x, const Convolution& weights, const Tensor& residual, bool enlarged) {
   const auto& conv = dynamic_cast<const CudaConvolution&>(weights);
   if (x.rank() != 4 || x.dim(3) != conv.in)
     throw Error(ErrorKind::usage,
                 fmt::format("convolution takes a map [B, H, W, {}], got {}", conv.in, to_string(x.shape())));
-  const std::int64_t smallest = conv.kernel - conv.pad_begin - conv.pad_end;
-  if (x.dim(1) < smallest || x.dim(2) < smallest)
+  OwnConvolution args{.type = conv.type,
+                      .batch = static_cast<int>(x.dim(0)),
+                      .height = static_cast<int>(x.dim(1)),
+                      .width = static_cast<int>(x.dim(2)),
+                      .in = static_cast<int>(conv.in),
+                      .out = static_cast<int>(conv.out),
+                      .kernel = conv.kernel,
+                      .stride = conv.stride,
+                      .pad_begin = conv.pad_begin,
+                      .pad_end = conv.pad_end,
+                      .enlarged = enlarged};
+  const int seen = enlarged ? 2 : 1;
+  if (std::min(args.height, args.width) * seen + conv.pad_begin + conv.pad_end < conv.kernel)
     throw Error(ErrorKind::usage,
-                fmt::format("a map of {}x{} pixels is smaller than the {}x{} convolution it is put into", x.dim(1),
-                            x.dim(2), conv.kernel, conv.kernel));
-  const Cudnn::ConvolutionShape shape{.batch = static_cast<int>(x.dim(0)),
-                                      .height = static_cast<int>(x.dim(1)),
-                                      .width = static_cast<int>(x.dim(2)),
-                                      .in = static_cast<int>(conv.in),
-                                      .out = static_cast<int>(conv.out),
-                                      .kernel_h = conv.kernel,
-                                      .kernel_w = conv.kernel,
-                                      .stride = conv.stride,
-                                      .pad_top = conv.pad_begin,
-                                      .pad_bottom = conv.pad_end,
-                                      .pad_left = conv.pad_begin,
-                                      .pad_right = conv.pad_end,
-                                      .type = conv.type,
-                                      .residual = residual.defined()};
-  Tensor out = empty(conv.type, {x.dim(0), shape.out_height(), shape.out_width(), conv.out});
+                fmt::format("a map of {}x{} pixels is smaller than the {}x{} convolution it is put into",
+                            x.dim(1) * seen, x.dim(2) * seen, conv.kernel, conv.kernel));
+  Tensor out = empty(conv.type, {x.dim(0), args.out_height(), args.out_width(), conv.out});
   if (residual.defined() && residual.shape() != out.shape())
     throw Error(ErrorKind::usage, fmt::format("a residual of shape {} does not fit a convolution result of shape {}",
                                               to_string(residual.shape()), to_string(out.shape())));
-  if (out.size() == 0 || planning_) return out;
   const Tensor source = converted(x, conv.type);
   const Tensor added = residual.defined() ? converted(residual, conv.type) : Tensor();
-  Cudnn& library = needed_cudnn();
-  Tensor scratch = empty(DType::u8, {library.convolution_workspace(shape)});
-  if (computes())
-    library.convolution(shape, source.raw(), conv.weight.raw(), conv.bias.data<float>(),
-                        added.defined() ? added.raw() : nullptr, out.raw(), scratch.raw());
+  args.x = source.raw();
+  args.w = conv.weight.raw();
+  args.bias = conv.bias.data<float>();
+  args.residual = added.defined() ? added.raw() : nullptr;
+  args.y = out.raw();
+  if (out.size() > 0 && !convolve_with_cudnn(args, source) && computes()) cuda::convolution(args, stream_);
   return out;
+}
+
+/// False where the own kernel is to be taken.
+bool CudaBackend::convolve_with_cudnn(const OwnConvolution& args, const Tensor& x) {
+  const double pixels = static_cast<double>(args.batch) * args.out_height() * args.out_width();
+  const double work = 2 * pixels * args.out * args.kernel * args.kernel * args.in;
+  if (args.type != DType::bf16 || work < kWorthCudnn) return false;
+  const Tensor source = args.enlarged ? upsample_nearest_2x(x) : x;
+  if (planning_) return true;  // the map above is what it needs beyond the own kernel
+  const Cudnn::ConvolutionShape shape{.batch = args.batch,
+                                      .height = static_cast<int>(source.dim(1)),
+                                      .width = static_cast<int>(source.dim(2)),
+                                      .in = args.in,
+                                      .out = args.out,
+                                      .kernel = args.kernel,
+                                      .stride = args.stride,
+                                      .pad_begin = args.pad_begin,
+                                      .pad_end = args.pad_end,
+                                      .residual = args.residual != nullptr};
+  if (cudnn() == nullptr || !cudnn()->supports_convolution(shape)) return false;
+  Tensor scratch = empty(DType::u8, {cudnn()->convolution_workspace(shape)});
+  if (computes()) cudnn()->convolution(shape, source.raw(), args.w, args.bias, args.residual, args.y, scratch.raw());
+  return true;
+}
+
+Tensor CudaBackend::convolution(const Tensor& x, const Convolution& weights, const Tensor& residual) {
+  return convolve(x, weights, residual, false);
+}
+
+Tensor CudaBackend::upsampled_convolution(const Tensor& x, const Convolution& weights) {
+  return convolve(x, weights, {}, true);
 }
 
 Tensor CudaBackend::upsample_nearest_2x(const Tensor& x) {
@@ -141,10 +152,6 @@ Tensor CudaBackend::upsample_nearest_2x(const Tensor& x) {
     cuda::upsample_nearest_2x(x.raw(), x.dtype(), static_cast<int>(x.dim(0)), static_cast<int>(x.dim(1)),
                               static_cast<int>(x.dim(2)), static_cast<int>(x.dim(3)), out.raw(), stream_);
   return out;
-}
-
-Tensor CudaBackend::upsampled_convolution(const Tensor& x, const Convolution& weights) {
-  return convolution(upsample_nearest_2x(x), weights, {});
 }
 
 Tensor CudaBackend::group_norm(const Tensor& x, int groups, const Tensor& weight, const Tensor& bias, float eps,

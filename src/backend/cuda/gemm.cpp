@@ -47,6 +47,7 @@ struct Gemms::Problem {
   std::vector<cublasLtMatmulHeuristicResult_t> candidates;  // the library's favourite first
   std::size_t chosen = 0;
   bool measured = false;
+  double seconds = 0;  // of the chosen one
   std::vector<const void*> weights;
 };
 
@@ -115,6 +116,13 @@ std::size_t Gemms::scratch_wanted() const {
   return most;
 }
 
+std::vector<ProductTime> Gemms::times() const {
+  std::vector<ProductTime> out;
+  for (const auto& [shape, p] : problems_)
+    if (p->measured) out.push_back({shape.rows, shape.in, shape.out, p->seconds});
+  return out;
+}
+
 bool Gemms::launch(const Problem& p, int candidate, const void* x, const void* weight, void* y, void* workspace) {
   const float one = 1.0F;
   const float zero = 0.0F;
@@ -161,6 +169,7 @@ void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* wor
     if (time < best) {
       best = time;
       p.chosen = static_cast<std::size_t>(i);
+      p.seconds = time * 1e-3;
     }
   }
   (void)cudaEventDestroy(start);

@@ -39,6 +39,7 @@ class Gemms {
   /// Measures the candidates of every large product that was prepared since, on random inputs in `scratch`.
   void tune(void* scratch, std::size_t scratch_bytes, void* workspace);
   std::size_t scratch_wanted() const;
+  std::vector<ProductTime> times() const;  // of the products that tune() measured
   void run(const GemmShape& shape, const void* x, const void* weight, const void* bias, void* y, void* workspace);
 
  private:

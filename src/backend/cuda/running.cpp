@@ -167,6 +167,10 @@ MemoryUse CudaBackend::memory_use() const {
           .device_taken = gpu_.free_bytes - static_cast<std::int64_t>(available)};
 }
 
+std::vector<ProductTime> CudaBackend::product_times() const {
+  return gemms_ ? gemms_->times() : std::vector<ProductTime>();
+}
+
 }  // namespace cuda
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::string& why) {

@@ -101,6 +101,11 @@ void Infinity::make_caches(State& state) {
       if (!cache.defined()) cache = backend_.empty(backend_.compute_type(), shape);
 }
 
+void Infinity::release_caches(State& state) const {
+  for (auto* caches : {&state.k_cache_, &state.v_cache_})
+    for (Tensor& cache : *caches) cache = Tensor();
+}
+
 void Infinity::write_text(State& state, const PackedText& text) {
   const std::int64_t channels = config_.text_channels;
   const std::int64_t total = text.offsets.back();
@@ -217,7 +222,7 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
   scale.last = index + 1 == static_cast<int>(schedule.size());
   for (int k = 0; k < index; ++k) scale.keys_before += schedule[k].tokens();
   state.attention_.start(index);
-  if (index == 0) make_caches(state);
+  if (index == 0 && !backend_.records()) make_caches(state);
 
   const Tensor level = lvl_embed_.rows(index, index + 1);
   Tensor x = embed(state, scale, words, observe);

@@ -51,6 +51,10 @@ class Infinity {
   /// What depends on the texts alone: condition, modulations, keys and values of the cross attention.
   void read_text(State& state, const Observer& observe = {});
 
+  /// Lets go of the KV cache once every program of a walk was recorded: its addresses stay with the programs, and what
+  /// is recorded next (the decoder) may use them in between.
+  void release_caches(State& state) const;
+
   /// Runs scale `scale`; scales come in order. `words` f32 [pictures, n, bits]: resized summed codes (undefined at
   /// scale 0). `guidance` f32 [1, 2]: (cfg, 1 / tau).
   /// Returns f32 [pictures, n, 2 * bits]: logits after guidance, divided by tau; bit j is the pair (2j, 2j + 1).

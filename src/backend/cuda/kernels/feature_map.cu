@@ -1,10 +1,9 @@
-// Work on feature maps [batch, pixels, channels] around the convolutions: nearest upsampling, changes of layout, bias.
+// Work on feature maps [batch, pixels, channels] around the convolutions: nearest upsampling, changes of layout.
 // (group_norm.cu has the group norm.)
 #include <algorithm>
 #include <initializer_list>
 #include <limits>
 
-#include "backend/cuda/cudnn.h"
 #include "backend/cuda/kernels/device.cuh"
 #include "backend/cuda/kernels/kernels.h"
 
@@ -104,22 +103,6 @@ __global__ void __launch_bounds__(kThreads)
   if (words && first + 4 <= count) *reinterpret_cast<uchar4*>(out + first) = packed;
 }
 
-/// A thread per value.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) add_to_pixels(const ConvolutionEpilogue shape, std::int64_t count,
-                                                          const float* __restrict__ bias, const T* residual, T* y) {
-  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= count) return;
-  const std::int64_t pixel = i / shape.channels;
-  const int c = static_cast<int>(i - pixel * shape.channels);
-  const std::int64_t row = pixel / shape.width;
-  const std::int64_t picture = row / shape.height;
-  T& value = y[picture * shape.stride_n + (row - picture * shape.height) * shape.stride_h +
-               (pixel - row * shape.width) * shape.stride_w + c];
-  const float sum = read(value) + bias[c];
-  value = rounded<T>(residual == nullptr ? sum : sum + read(residual[i]));
-}
-
 }  // namespace
 
 void upsample_nearest_2x(const void* x, DType type, int batch, int height, int width, int channels, void* out,
@@ -167,18 +150,6 @@ void to_bytes(const void* x, DType type, std::int64_t count, std::uint8_t* out, 
     using T = decltype(zero);
     bytes_of<T><<<blocks_for(count, kThreads * 4), kThreads, 0, stream>>>(static_cast<const T*>(x), count, words, out);
     check_launch("bytes_of");
-  });
-}
-
-void add_bias_and_residual(const ConvolutionEpilogue& shape, const float* bias, const void* residual, void* y,
-                           cudaStream_t stream) {
-  const std::int64_t count = std::int64_t{shape.batch} * shape.height * shape.width * shape.channels;
-  if (count <= 0) return;
-  with_type(shape.type, [&](auto zero) {
-    using T = decltype(zero);
-    add_to_pixels<T><<<blocks_for(count, kThreads), kThreads, 0, stream>>>(
-        shape, count, bias, static_cast<const T*>(residual), static_cast<T*>(y));
-    check_launch("add_to_pixels");
   });
 }
 

@@ -125,4 +125,24 @@ void pixels_to_planes(const void* x, DType type, int batch, int channels, std::i
 /// [count] values in [-1, 1] -> floor(255 (x + 1) / 2), clamped; NaN is 0.
 void to_bytes(const void* x, DType type, std::int64_t count, std::uint8_t* out, cudaStream_t stream);
 
+// ---------------------------------------------------------------- convolution.cu, convolution_f32.cu
+/// y = conv(x, w) + bias (+ residual), NHWC; sums in f32, of f32 inputs without tensor cores.
+struct OwnConvolution {
+  const void* x = nullptr;         // [batch, height, width, in]
+  const void* w = nullptr;         // [out, kernel, kernel, in]
+  const float* bias = nullptr;     // [out]
+  const void* residual = nullptr;  // of y's shape, or null
+  void* y = nullptr;               // [batch, out_height(), out_width(), out]
+  DType type = DType::bf16;        // of x, w, residual and y
+  int batch = 1, height = 0, width = 0, in = 0, out = 0;
+  int kernel = 3;  // 1 or 3
+  int stride = 1;
+  int pad_begin = 0, pad_end = 0;
+  bool enlarged = false;  // x is read as if enlarged twofold by nearest neighbours; height and width are those of x
+
+  constexpr int out_height() const { return ((enlarged ? 2 : 1) * height + pad_begin + pad_end - kernel) / stride + 1; }
+  constexpr int out_width() const { return ((enlarged ? 2 : 1) * width + pad_begin + pad_end - kernel) / stride + 1; }
+};
+void convolution(const OwnConvolution& args, cudaStream_t stream);
+
 }  // namespace sparvar::cuda

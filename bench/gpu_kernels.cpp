@@ -1,0 +1,237 @@
+// gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
+// the rate of a large matrix product of the same run. One JSON object on standard output.
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "backend/cuda/check.h"
+#include "backend/cuda/cublaslt.h"
+#include "backend/cuda/cudnn.h"
+#include "backend/cuda/gemm.h"
+#include "backend/cuda/kernels/kernels.h"
+
+namespace sparvar::cuda {
+namespace {
+
+/// Device memory with random bf16 (or f32) numbers.
+class Buffer {
+ public:
+  Buffer(std::int64_t count, DType type, float deviation, cudaStream_t stream) {
+    check(cudaMalloc(&memory_, std::max<std::int64_t>(count, 1) * static_cast<std::int64_t>(size_of(type))), "memory");
+    static std::uint64_t seed = 0;
+    fill_random(memory_, type, count, ++seed, deviation, stream);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { (void)cudaFree(memory_); }
+  void* get() const { return memory_; }
+
+ private:
+  void* memory_ = nullptr;
+};
+
+/// Median seconds of a call, `repeat` samples of some 5 ms after a warm-up.
+double seconds_of(cudaStream_t stream, const std::function<void()>& call, int repeat = 9) {
+  cudaEvent_t start = nullptr, stop = nullptr;
+  check(cudaEventCreate(&start), "an event");
+  check(cudaEventCreate(&stop), "an event");
+  const auto sample = [&](int calls) {
+    check(cudaEventRecord(start, stream), "timing");
+    for (int i = 0; i < calls; ++i) call();
+    check(cudaEventRecord(stop, stream), "timing");
+    check(cudaEventSynchronize(stop), "timing");
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, start, stop), "timing");
+    return static_cast<double>(milliseconds) * 1e-3 / calls;
+  };
+  (void)sample(2);
+  const int calls = std::clamp(static_cast<int>(5e-3 / sample(2)), 1, 200);
+  std::vector<double> samples;
+  for (int i = 0; i < repeat; ++i) samples.push_back(sample(calls));
+  std::sort(samples.begin(), samples.end());
+  (void)cudaEventDestroy(start);
+  (void)cudaEventDestroy(stop);
+  return samples[samples.size() / 2];
+}
+
+double product_seconds(cudaStream_t stream, std::int64_t side) {
+  std::string why;
+  const std::unique_ptr<CublasLt> library = CublasLt::load(why);
+  if (!library) throw Error(ErrorKind::system, why);
+  Gemms gemms(*library, stream);
+  const Buffer x(side * side, DType::bf16, 1.0F, stream);
+  const Buffer w(side * side, DType::bf16, 0.01F, stream);
+  const Buffer y(side * side, DType::bf16, 0.0F, stream);
+  const Buffer workspace(Gemms::kWorkspaceBytes / 2, DType::bf16, 0.0F, stream);
+  const GemmShape shape{.rows = side, .in = side, .out = side};
+  return seconds_of(stream, [&] { gemms.run(shape, x.get(), w.get(), nullptr, y.get(), workspace.get()); });
+}
+
+struct Layer {
+  int side, in, out, kernel;
+  bool residual, enlarged;
+};
+
+/// Of the decoder of the 1024 x 1024 models (128 channels, mult 1, 2, 4, 4 (, 4)) and of the bundled model.
+const std::vector<Layer> kLayers = {
+    {64, 512, 512, 3, true, false},    {128, 512, 512, 3, true, false},  {128, 512, 512, 3, false, true},
+    {256, 512, 512, 3, true, false},   {256, 512, 512, 3, false, true},  {512, 512, 256, 3, false, false},
+    {512, 256, 256, 3, true, false},   {512, 256, 256, 3, false, true},  {1024, 256, 128, 3, false, false},
+    {1024, 256, 128, 1, false, false}, {1024, 128, 128, 3, true, false}, {1024, 128, 3, 3, false, false},
+    {64, 128, 128, 3, true, false},    {512, 32, 32, 3, true, false}};
+
+nlohmann::ordered_json measure(const Layer& layer, Cudnn* library, double rate, cudaStream_t stream) {
+  const int side = layer.enlarged ? 2 * layer.side : layer.side;
+  const std::int64_t pixels = std::int64_t{side} * side;
+  const Buffer x(std::int64_t{layer.side} * layer.side * layer.in, DType::bf16, 1.0F, stream);
+  const Buffer large(layer.enlarged ? pixels * layer.in : 0, DType::bf16, 1.0F, stream);
+  const Buffer w(std::int64_t{layer.out} * layer.kernel * layer.kernel * layer.in, DType::bf16, 0.02F, stream);
+  const Buffer bias(layer.out, DType::f32, 1.0F, stream);
+  const Buffer residual(pixels * layer.out, DType::bf16, 1.0F, stream);
+  const Buffer y(pixels * layer.out, DType::bf16, 0.0F, stream);
+  const int pad = layer.kernel / 2;
+  const double flops = 2.0 * static_cast<double>(pixels) * layer.out * layer.kernel * layer.kernel * layer.in;
+  const OwnConvolution own{.x = x.get(),
+                           .w = w.get(),
+                           .bias = static_cast<const float*>(bias.get()),
+                           .residual = layer.residual ? residual.get() : nullptr,
+                           .y = y.get(),
+                           .type = DType::bf16,
+                           .batch = 1,
+                           .height = layer.side,
+                           .width = layer.side,
+                           .in = layer.in,
+                           .out = layer.out,
+                           .kernel = layer.kernel,
+                           .stride = 1,
+                           .pad_begin = pad,
+                           .pad_end = pad,
+                           .enlarged = layer.enlarged};
+  nlohmann::ordered_json row = {
+      {"layer", fmt::format("{}x{}{} {} -> {}, {}x{}{}", layer.side, layer.side, layer.enlarged ? " enlarged" : "",
+                            layer.in, layer.out, layer.kernel, layer.kernel, layer.residual ? " + residual" : "")}};
+  const double seconds = seconds_of(stream, [&] { convolution(own, stream); });
+  row["own_us"] = seconds * 1e6;
+  row["own_tflops"] = flops / seconds * 1e-12;
+  row["own_share"] = flops / seconds / rate;
+  if (library == nullptr) return row;
+  const Cudnn::ConvolutionShape shape{.batch = 1,
+                                      .height = side,
+                                      .width = side,
+                                      .in = layer.in,
+                                      .out = layer.out,
+                                      .kernel = layer.kernel,
+                                      .stride = 1,
+                                      .pad_begin = pad,
+                                      .pad_end = pad,
+                                      .residual = layer.residual};
+  const Buffer scratch(library->convolution_workspace(shape), DType::bf16, 0.0F, stream);
+  const double other = seconds_of(stream, [&] {
+    if (layer.enlarged)
+      upsample_nearest_2x(x.get(), DType::bf16, 1, layer.side, layer.side, layer.in, large.get(), stream);
+    library->convolution(shape, layer.enlarged ? large.get() : x.get(), w.get(), static_cast<const float*>(bias.get()),
+                         residual.get(), y.get(), scratch.get());
+  });
+  row["cudnn_us"] = other * 1e6;
+  row["cudnn_tflops"] = flops / other * 1e-12;
+  row["cudnn_over_own"] = other / seconds;
+  return row;
+}
+
+struct Heads {
+  int batch, heads, dim, queries, keys;
+};
+const std::vector<Heads> kHeads = {{2, 28, 128, 256, 521},   {2, 28, 128, 576, 1497},  {2, 28, 128, 1024, 2521},
+                                   {2, 28, 128, 1600, 4121}, {2, 28, 128, 2304, 6425}, {2, 28, 128, 4096, 10521},
+                                   {2, 16, 128, 256, 521},   {2, 16, 128, 1024, 2521}, {2, 16, 128, 4096, 10521},
+                                   {2, 4, 128, 1024, 2521},  {2, 4, 128, 4096, 10521}, {2, 8, 96, 4096, 10521}};
+
+nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cudaStream_t stream) {
+  const std::int64_t rows = std::int64_t{h.batch} * h.heads;
+  const Buffer q(rows * h.queries * h.dim, DType::bf16, 1.0F, stream);
+  const Buffer k(rows * h.keys * h.dim, DType::bf16, 1.0F, stream);
+  const Buffer v(rows * h.keys * h.dim, DType::bf16, 1.0F, stream);
+  const Buffer out(rows * h.queries * h.dim, DType::bf16, 0.0F, stream);
+  const auto width = std::int64_t{h.heads} * h.dim;
+  const DenseAttention own{.q = q.get(),
+                           .k = k.get(),
+                           .v = v.get(),
+                           .out = out.get(),
+                           .type = DType::bf16,
+                           .batch = h.batch,
+                           .heads = h.heads,
+                           .dim = h.dim,
+                           .queries = h.queries,
+                           .keys = h.keys,
+                           .cu_lengths = nullptr,
+                           .q_batch = width * h.queries,
+                           .q_row = h.dim,
+                           .q_head = std::int64_t{h.queries} * h.dim,
+                           .k_batch = width * h.keys,
+                           .k_row = h.dim,
+                           .k_head = std::int64_t{h.keys} * h.dim,
+                           .out_batch = width * h.queries,
+                           .out_row = width,
+                           .out_head = h.dim,
+                           .scale = 0.1F,
+                           .statistics = nullptr};
+  const double flops = 4.0 * static_cast<double>(rows) * h.queries * h.keys * h.dim;
+  nlohmann::ordered_json row = {
+      {"attention", fmt::format("{}x{} heads of {}, {} x {}", h.batch, h.heads, h.dim, h.queries, h.keys)}};
+  const double seconds = seconds_of(stream, [&] { dense_attention(own, stream); });
+  row["own_us"] = seconds * 1e6;
+  row["own_tflops"] = flops / seconds * 1e-12;
+  row["own_share"] = flops / seconds / rate;
+  if (library == nullptr) return row;
+  const Cudnn::AttentionShape shape{.batch = h.batch,
+                                    .heads = h.heads,
+                                    .queries = h.queries,
+                                    .keys = h.keys,
+                                    .dim = h.dim,
+                                    .q_batch = own.q_batch,
+                                    .q_row = own.q_row,
+                                    .q_head = own.q_head,
+                                    .k_batch = own.k_batch,
+                                    .k_row = own.k_row,
+                                    .k_head = own.k_head,
+                                    .out_batch = own.out_batch,
+                                    .out_row = own.out_row,
+                                    .out_head = own.out_head,
+                                    .scale = own.scale};
+  const Buffer scratch(library->attention_workspace(shape), DType::bf16, 0.0F, stream);
+  const double other =
+      seconds_of(stream, [&] { library->attention(shape, own.q, own.k, own.v, out.get(), scratch.get()); });
+  row["cudnn_us"] = other * 1e6;
+  row["cudnn_tflops"] = flops / other * 1e-12;
+  row["cudnn_over_own"] = other / seconds;
+  return row;
+}
+
+void run() {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  constexpr std::int64_t kSide = 8192;
+  const double rate = 2.0 * kSide * kSide * kSide / product_seconds(stream, kSide);
+  std::string why;
+  const std::unique_ptr<Cudnn> library = Cudnn::load(stream, why);
+  nlohmann::ordered_json report = {{"product_tflops", rate * 1e-12}, {"cudnn", library ? library->version() : why}};
+  for (const Layer& layer : kLayers) report["convolutions"].push_back(measure(layer, library.get(), rate, stream));
+  for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
+  fmt::print("{}\n", report.dump(1));
+}
+
+}  // namespace
+}  // namespace sparvar::cuda
+
+int main() {
+  try {
+    sparvar::cuda::run();
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "gpu_kernels: {}\n", error.what());
+    return 1;
+  }
+}
