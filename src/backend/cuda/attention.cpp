@@ -44,8 +44,9 @@ Cudnn::AttentionShape cudnn_shape(const DenseAttention& a) {
 /// Heads of other sizes are taken through f32.
 bool fits_tensor_cores(std::int64_t dim) { return dim % 8 == 0 && dim <= 128; }
 
-/// Below this many multiply-adds our kernel is as fast, and starting cuDNN costs more than all of them.
-constexpr double kWorthCudnn = 2e9;
+/// Below this many multiply-adds our kernel is as fast; and a model this narrow is done before cuDNN has started.
+constexpr double kWorthCudnn = 2e8;
+constexpr std::int64_t kNarrow = 512;  // heads times channels of a head
 
 }  // namespace
 
@@ -124,7 +125,7 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
                             .statistics = args.statistics.defined() ? args.statistics.data<float>() : nullptr};
   const double work = static_cast<double>(call.batch * heads) * static_cast<double>(queries) * keys * dim;
   if (!planning_ && call.type == DType::bf16 && call.statistics == nullptr && work >= kWorthCudnn &&
-      cudnn() != nullptr) {
+      heads * dim > kNarrow && cudnn() != nullptr) {
     const Cudnn::AttentionShape shape = cudnn_shape(call);
     if (cudnn()->supports_attention(shape)) {
       Tensor scratch = empty(DType::u8, {cudnn()->attention_workspace(shape)});
