@@ -10,15 +10,22 @@ namespace sparvar::cuda {
 
 /// The functions of the library that are used, by their names.
 struct CublasLt {
-#define SPARVAR_CUBLASLT_FUNCTIONS(F)                                                                     \
-  F(cublasLtCreate)                                                                                       \
-  F(cublasLtDestroy)                                                                                      \
-  F(cublasLtMatmul)                                                                                       \
-  F(cublasLtMatmulAlgoGetHeuristic)                                                                       \
-  F(cublasLtMatmulDescCreate)                                                                             \
-  F(cublasLtMatmulDescDestroy) F(cublasLtMatmulDescSetAttribute) F(cublasLtMatrixLayoutCreate)            \
-      F(cublasLtMatrixLayoutDestroy) F(cublasLtMatmulPreferenceCreate) F(cublasLtMatmulPreferenceDestroy) \
-          F(cublasLtMatmulPreferenceSetAttribute) F(cublasLtGetVersion)
+// clang-format off: it does not settle on a list of macros
+#define SPARVAR_CUBLASLT_FUNCTIONS(F) \
+  F(cublasLtCreate) \
+  F(cublasLtDestroy) \
+  F(cublasLtMatmul) \
+  F(cublasLtMatmulAlgoGetHeuristic) \
+  F(cublasLtMatmulDescCreate) \
+  F(cublasLtMatmulDescDestroy) \
+  F(cublasLtMatmulDescSetAttribute) \
+  F(cublasLtMatrixLayoutCreate) \
+  F(cublasLtMatrixLayoutDestroy) \
+  F(cublasLtMatmulPreferenceCreate) \
+  F(cublasLtMatmulPreferenceDestroy) \
+  F(cublasLtMatmulPreferenceSetAttribute) \
+  F(cublasLtGetVersion)
+  // clang-format on
 #define SPARVAR_DECLARE(name) decltype(&::name) name = nullptr;
   SPARVAR_CUBLASLT_FUNCTIONS(SPARVAR_DECLARE)
 #undef SPARVAR_DECLARE
