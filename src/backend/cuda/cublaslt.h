@@ -10,7 +10,8 @@ namespace sparvar::cuda {
 
 /// The functions of the library that are used, by their names.
 struct CublasLt {
-// clang-format off: it does not settle on a list of macros
+// clang-format 14 never settles on a list of macros.
+// clang-format off
 #define SPARVAR_CUBLASLT_FUNCTIONS(F) \
   F(cublasLtCreate) \
   F(cublasLtDestroy) \
