@@ -1,11 +1,14 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
-// the rate of a large matrix product of the same run. One JSON object on standard output.
+// the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [norms]; none: all. One
+// JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "backend/cuda/check.h"
@@ -168,6 +171,7 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
                            .queries = h.queries,
                            .keys = h.keys,
                            .cu_lengths = nullptr,
+                           .most_keys = h.keys,
                            .q_batch = width * h.queries,
                            .q_row = h.dim,
                            .q_head = std::int64_t{h.queries} * h.dim,
@@ -211,7 +215,32 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
   return row;
 }
 
-void run() {
+/// Residual, gate and norm in one: bytes that must move over the time.
+nlohmann::ordered_json measure_norm(std::int64_t rows, int width, cudaStream_t stream) {
+  const Buffer x(rows * width, DType::f32, 1.0F, stream);
+  const Buffer y(rows * width, DType::bf16, 1.0F, stream);
+  const Buffer parts(6L * width, DType::f32, 1.0F, stream);
+  const Buffer out(rows * width, DType::bf16, 1.0F, stream);
+  const auto* part = static_cast<const float*>(parts.get());
+  const RowNorm norm{.rows = rows,
+                     .width = width,
+                     .period = rows / 2,
+                     .scale = part,
+                     .shift = part + 2L * width,
+                     .scale_offset = 1.0F,
+                     .eps = 1e-6F,
+                     .centred = true};
+  const double seconds = seconds_of(stream, [&] {
+    add_gated_normalise(norm, static_cast<float*>(x.get()), y.get(), DType::bf16, part + 4L * width, rows / 2,
+                        out.get(), DType::bf16, stream);
+  });
+  return {{"norm", fmt::format("{} x {}", rows, width)},
+          {"own_us", seconds * 1e6},
+          {"own_gb_s", static_cast<double>(rows) * width * 12 / seconds * 1e-9}};
+}
+
+void run(const std::set<std::string>& sections) {
+  const auto wanted = [&](const char* name) { return sections.empty() || sections.contains(name); };
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
   constexpr std::int64_t kSide = 8192;
@@ -219,17 +248,22 @@ void run() {
   std::string why;
   const std::unique_ptr<Cudnn> library = Cudnn::load(stream, why);
   nlohmann::ordered_json report = {{"product_tflops", rate * 1e-12}, {"cudnn", library ? library->version() : why}};
-  for (const Layer& layer : kLayers) report["convolutions"].push_back(measure(layer, library.get(), rate, stream));
-  for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
+  if (wanted("convolutions"))
+    for (const Layer& layer : kLayers) report["convolutions"].push_back(measure(layer, library.get(), rate, stream));
+  if (wanted("attention"))
+    for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
+  if (wanted("norms"))
+    for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})
+      report["norms"].push_back(measure_norm(rows, 3584, stream));
   fmt::print("{}\n", report.dump(1));
 }
 
 }  // namespace
 }  // namespace sparvar::cuda
 
-int main() {
+int main(int argc, char** argv) {
   try {
-    sparvar::cuda::run();
+    sparvar::cuda::run({argv + 1, argv + argc});
   } catch (const std::exception& error) {
     fmt::print(stderr, "gpu_kernels: {}\n", error.what());
     return 1;

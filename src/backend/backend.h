@@ -196,8 +196,9 @@ class Backend {
   /// a - b, any float types -> f32.
   virtual Tensor subtract(const Tensor& a, const Tensor& b) = 0;
   /// Attention over short packed texts: q [B, n, H, D], kv [total, 2, H, D] (type of q), cu_lengths I32 [B + 1] -> [B,
-  /// n, H, D].
-  virtual Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, float scale) = 0;
+  /// n, H, D]. No text is longer than `longest`, where that is not 0.
+  virtual Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
+                                 float scale) = 0;
   /// Text self attention, one text: q, k, v [T, H, D] f32, bias f32 [H, T, T] added to the logits; keys from *length
   /// (I32 [1]) on are not seen -> f32 [T, H, D].
   virtual Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,

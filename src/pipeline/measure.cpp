@@ -112,7 +112,8 @@ Measurement measure_model(const MeasureOptions& options) {
                          .schedule = config.schedule,
                          .rope_grid = config.rope_grid,
                          .plan = options.plan,
-                         .text_tokens = static_cast<std::int64_t>(options.batch) * options.text_tokens};
+                         .text_tokens = static_cast<std::int64_t>(options.batch) * options.text_tokens,
+                         .longest_text = options.text_tokens};
   Measurement result;
   if (const Device planner = open_device(options.pipeline, true); planner.gpu) {
     Model dry(config, *planner.backend);

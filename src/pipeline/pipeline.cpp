@@ -154,7 +154,8 @@ StateShape Pipeline::Impl::shape_of(int pictures, bool guided, std::int64_t text
           .schedule = config.schedule,
           .rope_grid = config.rope_grid,
           .plan = plan,
-          .text_tokens = text_tokens};
+          .text_tokens = text_tokens,
+          .longest_text = device.backend && device.backend->records() ? text_tokens / pictures : 0};
 }
 
 Session& Pipeline::Impl::session_for(const StateShape& shape) {

@@ -123,8 +123,9 @@ class HostSide final : public Backend {
     return down(device_->gather_rows(up(x), rows));
   }
   Tensor subtract(const Tensor& a, const Tensor& b) override { return down(device_->subtract(up(a), up(b))); }
-  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, float scale) override {
-    return down(device_->cross_attention(up(q), up(kv), up(lengths), scale));
+  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, std::int64_t longest,
+                         float scale) override {
+    return down(device_->cross_attention(up(q), up(kv), up(lengths), longest, scale));
   }
   Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                           const Tensor& length) override {

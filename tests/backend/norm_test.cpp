@@ -73,7 +73,12 @@ TEST_P(Operations, AddGated) {
 }
 
 TEST_P(Operations, LinearWithActivations) {
-  for (const auto& [rows, in, out] : {std::array{1L, 16L, 33L}, std::array{130L, 64L, 48L}, std::array{7L, 255L, 10L}})
+  // The last ones are for products of few rows: ragged tiles of channels, depths and rows, one block and clusters.
+  for (const auto& [rows, in, out] :
+       {std::array{1L, 16L, 33L}, std::array{130L, 64L, 48L}, std::array{7L, 255L, 10L}, std::array{1L, 64L, 8L},
+        std::array{2L, 1032L, 136L}, std::array{31L, 200L, 264L}, std::array{33L, 584L, 128L},
+        std::array{72L, 72L, 200L}, std::array{128L, 264L, 144L}, std::array{129L, 520L, 136L},
+        std::array{200L, 72L, 256L}, std::array{287L, 136L, 392L}, std::array{8L, 128L, 20000L}})
     for (const Activation activation : {Activation::none, Activation::gelu_tanh, Activation::silu}) {
       const Tensor x = random_tensor({rows, in}, seed).to(GetParam()),
                    w = random_tensor({out, in}, seed + 1, 0.2F).to(GetParam());
@@ -98,37 +103,39 @@ TEST_P(Operations, LinearWithActivations) {
 }
 
 TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
-  const std::vector<int> offsets = {0, 5, 5, 70};  // the second text is empty
-  Tensor lengths = Tensor::empty(DType::i32, {4});
-  std::copy(offsets.begin(), offsets.end(), lengths.data<std::int32_t>());
-  for (const auto& [n, heads, dim] : {std::array{1L, 2L, 64L}, std::array{50L, 4L, 16L}, std::array{33L, 3L, 20L}}) {
-    const Tensor q = random_tensor({3, n, heads, dim}, seed).to(GetParam()),
-                 kv = random_tensor({70, 2, heads, dim}, seed + 1).to(GetParam());
-    const Tensor found = backend->cross_attention(q, kv, lengths, 0.3F).to(DType::f32);
-    const Tensor qf = q.to(DType::f32), kvf = kv.to(DType::f32);
-    double worst = 0;
-    for (std::int64_t r = 0; r < 3 * n; ++r)
-      for (std::int64_t h = 0; h < heads; ++h) {
-        const int begin = offsets[r / n], end = offsets[r / n + 1];
-        const auto key = [&](int t, int part, std::int64_t d) {
-          return kvf.data<float>()[((t * 2 + part) * heads + h) * dim + d];
-        };
-        std::vector<double> weights;
-        double total = 0;
-        for (int t = begin; t < end; ++t) {
-          double dot = 0;
-          for (std::int64_t d = 0; d < dim; ++d)
-            dot += static_cast<double>(qf.data<float>()[(r * heads + h) * dim + d]) * key(t, 0, d);
-          weights.push_back(std::exp(dot * 0.3));
-          total += weights.back();
+  for (const int longest : {64, 65}) {  // of the third text: one stage of keys on a GPU, and two; the second is empty
+    const std::vector<int> offsets = {0, 5, 5, 5 + longest};
+    Tensor lengths = Tensor::empty(DType::i32, {4});
+    std::copy(offsets.begin(), offsets.end(), lengths.data<std::int32_t>());
+    for (const auto& [n, heads, dim] : {std::array{1L, 2L, 64L}, std::array{50L, 4L, 16L}, std::array{33L, 3L, 20L}}) {
+      const Tensor q = random_tensor({3, n, heads, dim}, seed).to(GetParam()),
+                   kv = random_tensor({70, 2, heads, dim}, seed + 1).to(GetParam());
+      const Tensor found = backend->cross_attention(q, kv, lengths, longest, 0.3F).to(DType::f32);
+      const Tensor qf = q.to(DType::f32), kvf = kv.to(DType::f32);
+      double worst = 0;
+      for (std::int64_t r = 0; r < 3 * n; ++r)
+        for (std::int64_t h = 0; h < heads; ++h) {
+          const int begin = offsets[r / n], end = offsets[r / n + 1];
+          const auto key = [&](int t, int part, std::int64_t d) {
+            return kvf.data<float>()[((t * 2 + part) * heads + h) * dim + d];
+          };
+          std::vector<double> weights;
+          double total = 0;
+          for (int t = begin; t < end; ++t) {
+            double dot = 0;
+            for (std::int64_t d = 0; d < dim; ++d)
+              dot += static_cast<double>(qf.data<float>()[(r * heads + h) * dim + d]) * key(t, 0, d);
+            weights.push_back(std::exp(dot * 0.3));
+            total += weights.back();
+          }
+          for (std::int64_t d = 0; d < dim; ++d) {
+            double want = 0;
+            for (int t = begin; t < end; ++t) want += weights[t - begin] / total * key(t, 1, d);
+            worst = std::max(worst, std::abs(found.data<float>()[(r * heads + h) * dim + d] - want));
+          }
         }
-        for (std::int64_t d = 0; d < dim; ++d) {
-          double want = 0;
-          for (int t = begin; t < end; ++t) want += weights[t - begin] / total * key(t, 1, d);
-          worst = std::max(worst, std::abs(found.data<float>()[(r * heads + h) * dim + d] - want));
-        }
-      }
-    EXPECT_LT(worst, bf16() ? 2e-2 : 1e-5);
+      EXPECT_LT(worst, bf16() ? 2e-2 : 1e-5);
+    }
   }
 }
 

@@ -112,6 +112,7 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
                             .queries = static_cast<int>(queries),
                             .keys = keys,
                             .cu_lengths = nullptr,
+                            .most_keys = keys,
                             .q_batch = heads * queries * dim,
                             .q_row = dim,
                             .q_head = queries * dim,
@@ -136,7 +137,8 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
   if (computes()) cuda::dense_attention(call, stream_);
 }
 
-Tensor CudaBackend::cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, float scale) {
+Tensor CudaBackend::cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
+                                    float scale) {
   const std::int64_t n = q.dim(1);
   const std::int64_t heads = q.dim(2);
   const std::int64_t dim = q.dim(3);
@@ -145,7 +147,7 @@ Tensor CudaBackend::cross_attention(const Tensor& q, const Tensor& kv, const Ten
     throw Error(ErrorKind::usage, fmt::format("cross attention: queries {} do not fit keys {} of {} texts",
                                               to_string(q.shape()), to_string(kv.shape()), cu_lengths.size() - 1));
   if (q.dtype() == DType::bf16 && !fits_tensor_cores(dim))
-    return converted(cross_attention(converted(q, DType::f32), converted(kv, DType::f32), cu_lengths, scale),
+    return converted(cross_attention(converted(q, DType::f32), converted(kv, DType::f32), cu_lengths, longest, scale),
                      q.dtype());
   Tensor out = empty(q.dtype(), q.shape());
   if (!computes()) return out;
@@ -161,6 +163,7 @@ Tensor CudaBackend::cross_attention(const Tensor& q, const Tensor& kv, const Ten
                          .queries = static_cast<int>(n),
                          .keys = 0,
                          .cu_lengths = cu_lengths.data<std::int32_t>(),
+                         .most_keys = static_cast<int>(longest),
                          .q_batch = n * width,
                          .q_row = width,
                          .q_head = dim,

@@ -82,7 +82,8 @@ class CudaBackend final : public Backend {
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
-  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, float scale) override;
+  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
+                         float scale) override;
   Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                           const Tensor& length) override;
 

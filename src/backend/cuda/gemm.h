@@ -45,6 +45,7 @@ class Gemms {
  private:
   struct Problem;
   Problem& problem(const GemmShape& shape);
+  void find_candidates(const GemmShape& shape, Problem& made);
   void measure(const GemmShape& shape, Problem& problem, char* scratch, void* workspace);
   bool launch(const Problem& problem, int candidate, const void* x, const void* weight, void* y, void* workspace);
 

@@ -121,6 +121,9 @@ void Infinity::write_text(State& state, const PackedText& text) {
   std::copy(text.offsets.begin(), text.offsets.end(), offsets.data<std::int32_t>());
   for (int i = 0; guided && i < text.count(); ++i) {
     const int length = text.offsets[i + 1] - text.offsets[i];
+    if (state.shape_.longest_text > 0 && length > state.shape_.longest_text)
+      throw Error(ErrorKind::usage,
+                  fmt::format("a prompt of {} tokens does not fit a state for {}", length, state.shape_.longest_text));
     if (length > cfg_uncond_.dim(0))
       throw Error(ErrorKind::usage, fmt::format("a prompt of {} tokens: the model takes at most {} (text_maxlen)",
                                                 length, cfg_uncond_.dim(0)));
@@ -146,8 +149,8 @@ void Infinity::read_text(State& state, const Observer& observe) {
   const Tensor query = backend_.repeat(pool_query_, state.rows_).reshaped({state.rows_, 1, heads, head_dim});
   const Tensor pool_kv =
       backend_.linear(normed, *pool_kv_, Activation::none, DType::f32).reshaped({tokens, 2, heads, head_dim});
-  const Tensor pooled =
-      backend_.cross_attention(query, pool_kv, state.text_offsets_, 1.0F / std::sqrt(static_cast<float>(head_dim)));
+  const Tensor pooled = backend_.cross_attention(query, pool_kv, state.text_offsets_, state.shape_.longest_text,
+                                                 1.0F / std::sqrt(static_cast<float>(head_dim)));
   state.condition_ = backend_.linear(pooled.reshaped({state.rows_, width}), *pool_proj_, Activation::none, DType::f32);
   show(backend_, observe, "cond_BD", state.condition_);
 
@@ -274,8 +277,9 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
     const Tensor q =
         backend_.linear(norm(block.ca_norm_weight, block.ca_norm_bias, 0.0F), *block.ca_q, Activation::none, compute);
     const Shape heads = {x.dim(0), x.dim(1), config_.num_heads, config_.head_dim()};
-    const Tensor read = backend_.cross_attention(q.reshaped(heads), state.text_kv_[layer], state.text_offsets_,
-                                                 1.0F / std::sqrt(static_cast<float>(config_.head_dim())));
+    const Tensor read =
+        backend_.cross_attention(q.reshaped(heads), state.text_kv_[layer], state.text_offsets_,
+                                 state.shape_.longest_text, 1.0F / std::sqrt(static_cast<float>(config_.head_dim())));
     leave("ca", backend_.linear(read.reshaped(x.shape()), *block.ca_proj, Activation::none, out), block.ca_gamma);
   }
   {

@@ -32,7 +32,8 @@ struct StateShape {
   ScaleSchedule schedule;
   Grid rope_grid;
   AttentionPlan plan;
-  std::int64_t text_tokens = 0;  // of all texts, at most
+  std::int64_t text_tokens = 0;   // of all texts, at most
+  std::int64_t longest_text = 0;  // of one, at most; 0: not known
   bool operator==(const StateShape&) const = default;
 };
 

@@ -154,40 +154,51 @@ __device__ inline void add_values(Running<kDim>& r, const float (&s)[kKeys / 8][
   }
 }
 
+/// Through the warp's own rows of shared memory, so that memory is written 16 bytes at a time.
 template <int kDim>
-__device__ inline void write(const Running<kDim>& r, const DenseAttention& a, int batch, int head, int first_row) {
+__device__ inline void write(const Running<kDim>& r, const DenseAttention& a, int batch, int head, int first_row,
+                             bf16* rows) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  bf16* out = static_cast<bf16*>(a.out) + batch * a.out_batch + head * a.out_head;
+  __syncwarp();  // the queries that lay there have been read
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float sum = r.sum[half];
     sum += __shfl_xor_sync(0xffffffffU, sum, 1);
     sum += __shfl_xor_sync(0xffffffffU, sum, 2);
-    const int row = first_row + lane / 4 + 8 * half;
-    if (row >= a.queries) continue;
     const float inverse = sum > 0 ? 1.0F / sum : 0.0F;
 #pragma unroll
-    for (int d = 0; d < kDim / 8; ++d) {
-      const int channel = d * 8 + lane % 4 * 2;
-      if (channel < a.dim)
-        *reinterpret_cast<unsigned*>(out + row * a.out_row + channel) =
-            pack(r.out[d][2 * half] * inverse, r.out[d][2 * half + 1] * inverse);
-    }
-    if (a.statistics != nullptr && lane % 4 == 0) {
+    for (int d = 0; d < kDim / 8; ++d)
+      *reinterpret_cast<unsigned*>(rows + (lane / 4 + 8 * half) * Rows<kDim>::kStride + d * 8 + lane % 4 * 2) =
+          pack(r.out[d][2 * half] * inverse, r.out[d][2 * half + 1] * inverse);
+    const int row = first_row + lane / 4 + 8 * half;
+    if (a.statistics != nullptr && lane % 4 == 0 && row < a.queries) {
       float* to = a.statistics + ((std::int64_t{batch} * a.heads + head) * a.queries + row) * 2;
       to[0] = r.largest[half] * kLn2;
       to[1] = sum;
     }
   }
+  __syncwarp();
+  bf16* out = static_cast<bf16*>(a.out) + batch * a.out_batch + head * a.out_head;
+  for (int i = lane; i < 16 * Rows<kDim>::kVectors; i += 32) {
+    const int row = i / Rows<kDim>::kVectors;
+    const int channel = i % Rows<kDim>::kVectors * 8;
+    if (first_row + row < a.queries && channel < a.dim)
+      *reinterpret_cast<uint4*>(out + (first_row + row) * a.out_row + channel) =
+          *reinterpret_cast<const uint4*>(rows + row * Rows<kDim>::kStride + channel);
+  }
 }
 
-template <int kDim, int kWarps>
-__global__ void __launch_bounds__(Tile<kDim, kWarps>::kThreads) attend(const DenseAttention a) {
+/// kOneStage: all keys fit one stage (texts); a block then needs so little that four share a multiprocessor.
+template <int kDim, int kWarps, bool kOneStage>
+__global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads), kOneStage ? 4 : 1) attend(const DenseAttention a) {
   using T = Tile<kDim, kWarps>;
   extern __shared__ __align__(128) unsigned char memory[];
+  let_next_start();
+  wait_for_earlier();
   auto* const q_rows = reinterpret_cast<bf16*>(memory);
-  bf16* const k_rows = q_rows + T::kQueries * T::kStride;  // two stages
-  bf16* const v_rows = k_rows + 2 * kKeys * T::kStride;
+  // k and v of a stage, then of the other one, which is not there where one holds all keys.
+  bf16* const k_rows = q_rows + T::kQueries * T::kStride;
+  bf16* const v_rows = k_rows + kKeys * T::kStride;
   const int head = static_cast<int>(blockIdx.y) % a.heads;
   const int batch = static_cast<int>(blockIdx.y) / a.heads;
   const int first_query = static_cast<int>(blockIdx.x) * T::kQueries;
@@ -198,7 +209,7 @@ __global__ void __launch_bounds__(Tile<kDim, kWarps>::kThreads) attend(const Den
   const bf16* k = static_cast<const bf16*>(a.k) + kv;
   const bf16* v = static_cast<const bf16*>(a.v) + kv;
   const auto load_stage = [&](int stage) {
-    const int buffer = stage % 2 * kKeys * T::kStride;
+    const int buffer = stage % 2 * 2 * kKeys * T::kStride;
     Rows<kDim>::template copy<kKeys, T::kThreads>(k_rows + buffer, k, a.k_row, stage * kKeys, keys, a.dim);
     Rows<kDim>::template copy<kKeys, T::kThreads>(v_rows + buffer, v, a.k_row, stage * kKeys, keys, a.dim);
   };
@@ -217,40 +228,50 @@ __global__ void __launch_bounds__(Tile<kDim, kWarps>::kThreads) attend(const Den
     load_matrices(q_parts[d], shared_address(q_rows + (warp * 16 + lane % 16) * T::kStride + d * 16 + lane / 16 * 8));
 
   Running<kDim> running;
-  for (int stage = 0; stage < stages; ++stage) {
-    if (stage > 0) {
-      wait_copies<0>();
-      __syncthreads();  // everybody has left the buffer that is written next
-    }
-    if (stage + 1 < stages) load_stage(stage + 1);
-    commit_copies();
-    const int buffer = stage % 2 * kKeys * T::kStride;
+  const auto attend_stage = [&](int stage) {
+    const int buffer = stage % 2 * 2 * kKeys * T::kStride;
     float s[kKeys / 8][4];
     logits_of<kDim>(q_parts, k_rows + buffer, s);
     renormalise<kDim>(running, s, a.scale * kLog2E, keys - stage * kKeys);
     add_values<kDim>(running, s, v_rows + buffer);
+  };
+  if constexpr (kOneStage) {
+    if (stages > 0) attend_stage(0);
+  } else {
+    for (int stage = 0; stage < stages; ++stage) {
+      if (stage > 0) {
+        wait_copies<0>();
+        __syncthreads();  // everybody has left the buffer that is written next
+      }
+      if (stage + 1 < stages) load_stage(stage + 1);
+      commit_copies();
+      attend_stage(stage);
+    }
   }
-  write<kDim>(running, a, batch, head, first_query + warp * 16);
+  write<kDim>(running, a, batch, head, first_query + warp * 16, q_rows + warp * 16 * T::kStride);
 }
 
-template <int kDim, int kWarps>
+template <int kDim, int kWarps, bool kOneStage>
 void launch(const DenseAttention& args, cudaStream_t stream) {
   using T = Tile<kDim, kWarps>;
+  constexpr int kShared = kOneStage ? T::kSharedBytes - 2 * kKeys * T::kStride * 2 : T::kSharedBytes;
   static const cudaError_t allowed =
-      cudaFuncSetAttribute(attend<kDim, kWarps>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+      cudaFuncSetAttribute(attend<kDim, kWarps, kOneStage>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   (void)allowed;  // a refusal shows at the launch
   const dim3 grid(blocks_for(args.queries, T::kQueries), static_cast<unsigned>(args.batch * args.heads));
-  attend<kDim, kWarps><<<grid, T::kThreads, T::kSharedBytes, stream>>>(args);
+  launch_early(attend<kDim, kWarps, kOneStage>, grid, T::kThreads, kShared, stream, 1, args);
   check_launch("attention");
 }
 
 template <int kDim>
 void launch(const DenseAttention& args, cudaStream_t stream) {
   constexpr int kEnoughBlocks = 264;
-  if (static_cast<std::int64_t>(blocks_for(args.queries, 128)) * args.batch * args.heads >= kEnoughBlocks)
-    launch<kDim, 8>(args, stream);
+  if (args.most_keys > 0 && args.most_keys <= kKeys)
+    launch<kDim, 4, true>(args, stream);
+  else if (static_cast<std::int64_t>(blocks_for(args.queries, 128)) * args.batch * args.heads >= kEnoughBlocks)
+    launch<kDim, 8, false>(args, stream);
   else
-    launch<kDim, 4>(args, stream);
+    launch<kDim, 4, false>(args, stream);
 }
 
 }  // namespace

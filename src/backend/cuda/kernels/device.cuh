@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <set>
 #include <string>
 
 #include "core/tensor.h"
@@ -38,6 +39,61 @@ inline void check_launch(const char* kernel) {
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess)
     throw Error(ErrorKind::system, std::string("CUDA kernel ") + kernel + ": " + cudaGetErrorString(status));
+}
+
+// Kernels may start before the one that was launched before them has ended (sm_90, programmatic dependent launch): such
+// a kernel begins with both calls, or puts what depends on nobody before the wait.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+/// Until every launch before this one has ended and its writes are seen.
+__device__ inline void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+inline bool launches_overlap() {
+  static const bool hopper = [] {
+    int device = 0;
+    int major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+  }();
+  return hopper;
+}
+
+/// A kernel that uses little shared memory beside one that uses much: all of them must divide the multiprocessor's
+/// memory alike, or the one waits until the other has left.
+template <typename Kernel>
+void share_multiprocessors(Kernel kernel) {
+  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+}
+
+/// kernel<<<grid, block, shared, stream>>>(args...) that may start early, in clusters of `cluster` blocks.
+template <typename... Parameters, typename... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
+                  unsigned cluster, const Arguments&... args) {
+  static std::set<const void*> shares;  // per signature
+  if (shares.insert(reinterpret_cast<const void*>(kernel)).second) share_multiprocessors(kernel);
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (launches_overlap()) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {cluster, 1, 1};
+  }
+  (void)cudaLaunchKernelEx(&config, kernel, args...);  // a refusal shows in check_launch
 }
 
 /// Calls f with a value of the element type.

@@ -223,6 +223,21 @@ struct Subtract {
   }
 };
 
+__global__ void __launch_bounds__(kThreads)
+    compare(const unsigned* a, const unsigned* b, std::int64_t words, int rest, unsigned* count) {
+  unsigned different = 0;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < words;
+       i += std::int64_t{gridDim.x} * kThreads)
+    different += a[i] != b[i] ? 1 : 0;
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    for (int i = 0; i < rest; ++i)
+      different |=
+          reinterpret_cast<const unsigned char*>(a + words)[i] != reinterpret_cast<const unsigned char*>(b + words)[i]
+              ? 1
+              : 0;
+  if (different > 0) atomicAdd(count, different);
+}
+
 }  // namespace
 
 void convert(const void* from, DType from_type, void* to, DType to_type, std::int64_t count, cudaStream_t stream) {
@@ -285,6 +300,15 @@ void subtract(const void* a, DType a_type, const void* b, DType b_type, float* o
           Subtract<A, B>{static_cast<const A*>(a), static_cast<const B*>(b), out}, stream);
     });
   });
+}
+
+void count_differing(const void* a, const void* b, std::int64_t bytes, unsigned* count, cudaStream_t stream) {
+  constexpr std::int64_t kMostBlocks = 1024;
+  (void)cudaMemsetAsync(count, 0, sizeof *count, stream);
+  const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(bytes / 4 / kThreads, 1, kMostBlocks));
+  compare<<<blocks, kThreads, 0, stream>>>(static_cast<const unsigned*>(a), static_cast<const unsigned*>(b), bytes / 4,
+                                           static_cast<int>(bytes % 4), count);
+  check_launch("compare");
 }
 
 }  // namespace sparvar::cuda

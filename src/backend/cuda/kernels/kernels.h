@@ -58,6 +58,8 @@ void convert(const void* from, DType from_type, void* to, DType to_type, std::in
 void activate(void* x, DType type, std::int64_t count, bool silu, cudaStream_t stream);
 void gated_gelu(const void* a, const void* b, void* out, DType type, std::int64_t count,
                 cudaStream_t stream);  // gelu_tanh(a) b
+/// *count = how many 32-bit words of `bytes` bytes differ (a rest of fewer bytes counts as one).
+void count_differing(const void* a, const void* b, std::int64_t bytes, unsigned* count, cudaStream_t stream);
 /// x[i] += y[i % period]
 void add_repeated(float* x, const float* y, std::int64_t count, std::int64_t period, cudaStream_t stream);
 /// out [6 or parts, rows, width] = shared [rows, parts, width] + own [parts, width] (own may be null).
@@ -71,6 +73,23 @@ void guide_logits(const float* logits, std::int64_t half, bool guided, const flo
 /// a - b -> f32
 void subtract(const void* a, DType a_type, const void* b, DType b_type, float* out, std::int64_t count,
               cudaStream_t stream);
+
+// ---------------------------------------------------------------- few_rows.cu: products that only read their weights
+// once
+/// y = act(x W^T + b) for a few rows of x, bf16, on Hopper: the weights stream through shared memory, and begin to
+/// while the kernel before is still running.
+struct FewRows {
+  const void* x = nullptr;     // bf16 [rows, in]
+  const void* w = nullptr;     // bf16 [out, in]
+  const void* bias = nullptr;  // [out] of y's type, or null
+  void* y = nullptr;           // [rows, out] of y_type
+  DType y_type = DType::bf16;
+  int rows = 0, in = 0, out = 0;
+  bool gelu = false;  // tanh form
+};
+/// Of the current device and these sizes; x, w and y are 16 bytes aligned.
+bool supports_few_rows(std::int64_t rows, std::int64_t in, std::int64_t out);
+void few_rows(const FewRows& args, cudaStream_t stream);
 
 // ---------------------------------------------------------------- bits.cu (semantics: src/bits/sampling.h, codes.h)
 /// sampling: device words [4] = {seed, first_picture, greedy (0 / 1), bits of the float `rarest` = 1 - top_p, or of
@@ -93,8 +112,8 @@ struct DenseAttention {
   DType type = DType::bf16;                        // of all four
   int batch = 0, heads = 0, dim = 0, queries = 0;  // dim: 1 to 256 (f32), a multiple of 8 up to 128 (bf16)
   int keys = 0;                                    // of every batch entry, unless cu_lengths is given
-  const std::int32_t* cu_lengths =
-      nullptr;  // device [batch + 1]: entry b reads key rows cu[b] .. cu[b + 1]; k_batch = 0
+  const std::int32_t* cu_lengths = nullptr;  // device [batch + 1]: entry b reads key rows cu[b] .. cu[b + 1]; k_batch 0
+  int most_keys = 0;                         // of a batch entry; 0: not known
   std::int64_t q_batch = 0, q_row = 0, q_head = 0;
   std::int64_t k_batch = 0, k_row = 0, k_head = 0;  // v as k
   std::int64_t out_batch = 0, out_row = 0, out_head = 0;

@@ -140,6 +140,8 @@ template <int kUnit, int kUnits, typename Y, typename Out>
 __global__ void __launch_bounds__((most_threads<kUnit, kUnits>())) row_kernel(const Row args) {
   __shared__ float sums[32];
   __shared__ float squares[32];
+  let_next_start();
+  wait_for_earlier();
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (row >= args.norm.rows) return;  // whole rows: where rows share a block, none waits for another
   const int width = args.norm.width;
@@ -176,7 +178,8 @@ void launch_units(const Row& args, DType out_type, cudaStream_t stream) {
   const int rows = threads == 32 ? kRowsOfWarps : 1;
   const dim3 block(static_cast<unsigned>(threads), static_cast<unsigned>(rows));
   with_type(out_type, [&](auto out) {
-    row_kernel<kUnit, kUnits, Y, decltype(out)><<<blocks_for(args.norm.rows, rows), block, 0, stream>>>(args);
+    launch_early(row_kernel<kUnit, kUnits, Y, decltype(out)>, blocks_for(args.norm.rows, rows), block, 0, stream, 1,
+                 args);
   });
   check_launch("row norm");
 }
@@ -193,13 +196,12 @@ void launch(const Row& args, DType out_type, cudaStream_t stream) {
   if (!vectors)
     return width <= 1024 ? launch_units<1, 4, Y>(args, out_type, stream)
                          : launch_units<1, 16, Y>(args, out_type, stream);
-  // Few rows: all threads that a row can use. Many: several units a thread, so that loads overlap; a warp where it can.
+  // Few rows: all threads that a row can use. Many: two units a thread, so that loads overlap and rows share a
+  // multiprocessor, which hides the sums of one behind the loads of another.
   const int units = width / 4;
-  const bool few = args.norm.rows <= 256;
-  if (units <= 32 || (few && units <= kThreads)) return launch_units<4, 1, Y>(args, out_type, stream);
-  if (units <= 64 || (few && units <= 2 * kThreads)) return launch_units<4, 2, Y>(args, out_type, stream);
-  if (units <= 1024 || few) return launch_units<4, 4, Y>(args, out_type, stream);
-  launch_units<4, 8, Y>(args, out_type, stream);
+  if (units <= 32 || (args.norm.rows <= 256 && units <= kThreads)) return launch_units<4, 1, Y>(args, out_type, stream);
+  if (units <= 2 * kThreads) return launch_units<4, 2, Y>(args, out_type, stream);
+  launch_units<4, 4, Y>(args, out_type, stream);
 }
 
 Row row_of(const RowNorm& norm) {

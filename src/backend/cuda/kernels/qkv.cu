@@ -125,6 +125,8 @@ struct HeadRow {
 // row of the rope table.
 template <typename Row, int kLanes, typename In, typename Out>
 __global__ void __launch_bounds__(kThreads) split_kernel(const SplitQkv args) {
+  let_next_start();
+  wait_for_earlier();
   const unsigned item = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
   const unsigned heads = static_cast<unsigned>(args.heads);
   const bool real = item < static_cast<unsigned>(args.n) * heads;  // the others stay for the shuffles
@@ -162,8 +164,8 @@ void launch_split(const SplitQkv& args, cudaStream_t stream) {
   const dim3 grid(blocks_for(items, kThreads / kLanes), std::min(static_cast<unsigned>(args.batch), kMaxGridYZ));
   with_type(args.qkv_type, [&](auto in) {
     with_type(args.out_type, [&](auto out) {
-      split_kernel<HeadRow<kN, kChunks, kLanes>, kLanes, decltype(in), decltype(out)>
-          <<<grid, kThreads, 0, stream>>>(args);
+      launch_early(split_kernel<HeadRow<kN, kChunks, kLanes>, kLanes, decltype(in), decltype(out)>, grid, kThreads, 0,
+                   stream, 1, args);
     });
   });
   check_launch("split qkv");
