@@ -1,6 +1,6 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
-// the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [norms]; none: all. One
-// JSON object on standard output.
+// the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [norms]; none:
+// all. One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -11,11 +11,14 @@
 #include <string>
 #include <vector>
 
+#include "attention/csla.h"
+#include "backend/backend.h"
 #include "backend/cuda/check.h"
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/cudnn.h"
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels/kernels.h"
+#include "core/resolutions.h"
 
 namespace sparvar::cuda {
 namespace {
@@ -215,6 +218,46 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
   return row;
 }
 
+/// CSLA, exact lists of the published windows, at one of the last scales of a square 1024 x 1024 picture.
+nlohmann::ordered_json measure_csla(int scale, int heads, bool blocks, Backend& backend) {
+  const ScaleSchedule schedule = *schedule_1m(1.0);
+  const AttentionPlan plan =
+      AttentionPlan::preset(blocks ? "csla-blocks" : "csla", 1, static_cast<int>(schedule.size()));
+  const auto& method = std::get<CslaAttention>(plan.method(0, scale));
+  const QueryTiles tiles = csla_tiles(schedule[scale], method);
+  const KeyLists lists = csla_lists(schedule, scale, method, tiles);
+  const AttentionListsPtr prepared = backend.prepare_lists(tiles, lists);
+  std::int64_t keys = 0;
+  for (int k = 0; k <= scale; ++k) keys += schedule[k].tokens();
+  const std::int64_t queries = schedule[scale].tokens();
+  constexpr int kDim = 128;
+  AttentionArgs args{.q = backend.random(DType::bf16, {2, heads, queries, kDim}, 1, 1.0F),
+                     .k = backend.random(DType::bf16, {2, heads, keys, kDim}, 2, 1.0F),
+                     .v = backend.random(DType::bf16, {2, heads, keys, kDim}, 3, 1.0F),
+                     .out = backend.random(DType::bf16, {2, queries, heads, kDim}, 4, 1.0F),
+                     .scale = 0.1F,
+                     .statistics = {}};
+  const auto seconds = [&](const std::function<void()>& call) {
+    std::vector<double> samples;
+    for (int i = 0; i < 11; ++i) {
+      const MarkPtr start = backend.mark();
+      for (int j = 0; j < 5; ++j) call();
+      samples.push_back(backend.mark()->seconds_since(*start) / 5);
+    }
+    std::sort(samples.begin() + 2, samples.end());
+    return samples[6];
+  };
+  const double share = share_of_pairs(tiles, lists, static_cast<int>(keys));
+  const double sparse = seconds([&] { backend.attention(args, *prepared); });
+  const double dense = seconds([&] { backend.dense_attention(args, static_cast<int>(keys)); });
+  return {{"lists", fmt::format("{} 2x{} heads of {}, {} x {}", plan.name, heads, kDim, queries, keys)},
+          {"share_of_pairs", share},
+          {"own_us", sparse * 1e6},
+          {"own_tflops", 4.0 * 2 * heads * static_cast<double>(queries * keys) * kDim * share / sparse * 1e-12},
+          {"dense_us", dense * 1e6},
+          {"dense_over_own", dense / sparse}};
+}
+
 /// Residual, gate and norm in one: bytes that must move over the time.
 nlohmann::ordered_json measure_norm(std::int64_t rows, int width, cudaStream_t stream) {
   const Buffer x(rows * width, DType::f32, 1.0F, stream);
@@ -252,6 +295,14 @@ void run(const std::set<std::string>& sections) {
     for (const Layer& layer : kLayers) report["convolutions"].push_back(measure(layer, library.get(), rate, stream));
   if (wanted("attention"))
     for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
+  if (wanted("lists")) {
+    const std::unique_ptr<Backend> backend =
+        make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false}, why);
+    if (!backend) throw Error(ErrorKind::system, why);
+    for (const int heads : {28, 16})
+      for (const int scale : {10, 11, 12})
+        for (const bool blocks : {false, true}) report["lists"].push_back(measure_csla(scale, heads, blocks, *backend));
+  }
   if (wanted("norms"))
     for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})
       report["norms"].push_back(measure_norm(rows, 3584, stream));

@@ -125,9 +125,10 @@ void generate(Settings& settings) {
   options.prompts = collect_prompts(settings);
   const Output output(settings.output, static_cast<int>(options.prompts.size()), options.pictures_per_prompt,
                       {settings.prompt_file, settings.plan_file});
-  const bool sparse = settings.plan_file.empty() ? !settings.attention.empty() && settings.attention != "dense"
-                                                 : !AttentionPlan::from_file(settings.plan_file).rules.empty();
-  if (sparse && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
+  const bool chooses = settings.plan_file.empty() ? !settings.attention.empty() && settings.attention != "dense" &&
+                                                        !AttentionPlan::preset(settings.attention, 1, 13).is_static()
+                                                  : !AttentionPlan::from_file(settings.plan_file).is_static();
+  if (chooses && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
 
   ProgressDisplay display(settings.quiet);
   const auto start = std::chrono::steady_clock::now();

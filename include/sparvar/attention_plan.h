@@ -83,6 +83,8 @@ struct AttentionPlan {
   std::vector<AttentionRule> rules;
 
   const AttentionMethod& method(int layer, int scale) const;
+  /// Do all its lists depend on the schedule alone (dense, CSLA)? A GPU runs no other plans as yet.
+  bool is_static() const;
   /// Throws Error(usage) where a value is impossible, naming it.
   void validate() const;
   bool operator==(const AttentionPlan&) const = default;

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "attention/plan_text.h"
@@ -78,6 +79,12 @@ const AttentionMethod& AttentionPlan::method(int layer, int scale) const {
     if (within(layer, rule.first_layer, rule.last_layer) && within(scale, rule.first_scale, rule.last_scale))
       return rule.method;
   return dense;
+}
+
+bool AttentionPlan::is_static() const {
+  return std::all_of(rules.begin(), rules.end(), [](const AttentionRule& rule) {
+    return std::holds_alternative<DenseAttention>(rule.method) || std::holds_alternative<CslaAttention>(rule.method);
+  });
 }
 
 void AttentionPlan::validate() const {

@@ -50,6 +50,13 @@ struct AttentionArgs {
   Tensor statistics;
 };
 
+/// Tiles of queries and their lists of keys, as a device wants them.
+class AttentionLists {
+ public:
+  virtual ~AttentionLists() = default;
+};
+using AttentionListsPtr = std::shared_ptr<AttentionLists>;
+
 /// How q and k are made from the qkv product (SelfAttention of upstream basic.py).
 struct QkvArgs {
   int heads = 0;
@@ -187,6 +194,9 @@ class Backend {
   /// Every tile of queries attends to its list of keys. Queries in no tile keep
   /// what `out` held; empty lists give zeros.
   virtual void attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) = 0;
+  /// The same with lists that many calls share; a recorded program takes no others.
+  virtual AttentionListsPtr prepare_lists(const QueryTiles& tiles, const KeyLists& lists) = 0;
+  virtual void attention(AttentionArgs& args, const AttentionLists& lists) = 0;
   /// f32 [B * H, groups, keys]: per group of queries and key, the sum of softmax probabilities over all `keys` keys.
   virtual Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) = 0;
   /// out [B, to.tokens, H, D] += bilinear resize (align_corners = false) of cache f32 [B, from.tokens, H, D].

@@ -12,8 +12,7 @@
 namespace sparvar {
 
 struct AttentionRunner::Static {
-  QueryTiles tiles;
-  KeyLists lists;
+  AttentionListsPtr lists;
   double share = 1;
 };
 
@@ -86,12 +85,13 @@ double AttentionRunner::dense(AttentionArgs& args, int scale) {
 
 double AttentionRunner::csla(const CslaAttention& method, AttentionArgs& args, int scale) {
   Static& known = csla_[{&method, scale}];
-  if (known.tiles.count() == 0) {
-    known.tiles = csla_tiles(schedule_[scale], method);
-    known.lists = csla_lists(schedule_, scale, method, known.tiles);
-    known.share = sparvar::share_of_pairs(known.tiles, known.lists, keys_[scale]);
+  if (!known.lists) {
+    const QueryTiles tiles = csla_tiles(schedule_[scale], method);
+    const KeyLists lists = csla_lists(schedule_, scale, method, tiles);
+    known.share = sparvar::share_of_pairs(tiles, lists, keys_[scale]);
+    known.lists = backend_.prepare_lists(tiles, lists);
   }
-  backend_.attention(args, known.tiles, known.lists);
+  backend_.attention(args, *known.lists);
   return known.share;
 }
 

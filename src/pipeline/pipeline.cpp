@@ -236,11 +236,12 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   if (options.batch < 0) throw Error(ErrorKind::usage, fmt::format("batch: {} is negative", options.batch));
   options.plan.validate();
 
-  if (impl_->device.gpu && !options.plan.rules.empty())
-    throw Error(ErrorKind::usage,
-                fmt::format("plan {}: sparse attention runs on the CPU only as yet; take --device cpu "
-                            "or --attention dense",
-                            options.plan.name));
+  if (impl_->device.gpu && !options.plan.is_static())
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("plan {} chooses keys as it draws, which runs on the CPU only as yet; take --device cpu, or "
+                    "--attention dense, csla or csla-blocks",
+                    options.plan.name));
 
   WalkInputs inputs;
   inputs.cfg = per_scale(options.cfg, impl_->config.default_cfg, scales, "cfg", 0.0F);

@@ -1,6 +1,7 @@
 // The tile kernels of every instruction set against plain double precision.
 #include <gtest/gtest.h>
 
+#include "backend/attention_reference.h"
 #include "backend/backend.h"
 #include "backend/cpu/attention/kernels.h"
 #include "support.h"
@@ -41,29 +42,6 @@ KeyLists make_lists(const Case& c, int tiles) {
   return lists;
 }
 
-/// Softmax weights of one query over its list, and the output.
-struct Reference {
-  std::vector<double> out;
-  double largest = 0, total = 0;
-};
-
-Reference attend(const float* q, const float* k, const float* v, int dim, double scale, const KeyRun* begin,
-                 const KeyRun* end) {
-  Reference r{std::vector<double>(dim, 0.0), -INFINITY, 0};
-  std::vector<std::pair<int, double>> logits;
-  for (const KeyRun* run = begin; run != end; ++run)
-    for (int i = 0; i < run->count; ++i) {
-      double dot = 0;
-      for (int d = 0; d < dim; ++d) dot += static_cast<double>(q[d]) * k[(run->begin + i) * dim + d];
-      logits.emplace_back(run->begin + i, dot * scale);
-      r.largest = std::max(r.largest, dot * scale);
-    }
-  for (const auto& [key, x] : logits) r.total += std::exp(x - r.largest);
-  for (const auto& [key, x] : logits)
-    for (int d = 0; d < dim; ++d) r.out[d] += std::exp(x - r.largest) / r.total * v[key * dim + d];
-  return r;
-}
-
 class Attention : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
@@ -100,10 +78,10 @@ TEST_P(Attention, MatchesDoublePrecision) {
       for (int r = tiles.offset[t]; r < tiles.offset[t + 1]; ++r) {
         const int row = tiles.rows[r];
         const std::int64_t list = (c.own_lists ? bh : 0) * tiles.count() + t;
-        const Reference want =
-            attend(q.data<float>() + (bh * c.queries + row) * c.dim, k.data<float>() + bh * capacity * c.dim,
-                   v.data<float>() + bh * capacity * c.dim, c.dim, args.scale, lists.runs.data() + lists.offset[list],
-                   lists.runs.data() + lists.offset[list + 1]);
+        const testing::Reference want =
+            testing::attend(q.data<float>() + (bh * c.queries + row) * c.dim, k.data<float>() + bh * capacity * c.dim,
+                            v.data<float>() + bh * capacity * c.dim, c.dim, args.scale,
+                            lists.runs.data() + lists.offset[list], lists.runs.data() + lists.offset[list + 1]);
         const std::int64_t at = (static_cast<std::int64_t>(bh / c.heads) * c.queries + row) * c.heads + bh % c.heads;
         for (int d = 0; d < c.dim; ++d) {
           const double difference = std::abs(out.data<float>()[at * c.dim + d] - want.out[d]);

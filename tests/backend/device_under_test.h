@@ -113,6 +113,12 @@ class HostSide final : public Backend {
   void attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) override {
     change(args, [&](AttentionArgs& a) { device_->attention(a, tiles, lists); });
   }
+  AttentionListsPtr prepare_lists(const QueryTiles& tiles, const KeyLists& lists) override {
+    return device_->prepare_lists(tiles, lists);
+  }
+  void attention(AttentionArgs& args, const AttentionLists& lists) override {
+    change(args, [&](AttentionArgs& a) { device_->attention(a, lists); });
+  }
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override {
     return down(device_->column_sums(up(args), groups, keys));
   }

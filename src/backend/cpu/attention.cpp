@@ -157,6 +157,32 @@ void CpuBackend::attention(AttentionArgs& args, const QueryTiles& tiles, const K
   });
 }
 
+namespace {
+
+class CpuLists final : public AttentionLists {
+ public:
+  CpuLists(QueryTiles tiles_, KeyLists lists_) : tiles(std::move(tiles_)), lists(std::move(lists_)) {
+    for (const KeyRun& run : lists.runs) end = std::max<std::int64_t>(end, run.begin + run.count);
+  }
+  QueryTiles tiles;
+  KeyLists lists;
+  std::int64_t end = 0;  // one more than the largest key
+};
+
+}  // namespace
+
+AttentionListsPtr CpuBackend::prepare_lists(const QueryTiles& tiles, const KeyLists& lists) {
+  return std::make_shared<CpuLists>(tiles, lists);
+}
+
+void CpuBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
+  const auto& own = dynamic_cast<const CpuLists&>(lists);
+  if (own.end > args.k.dim(2))
+    throw Error(ErrorKind::usage, fmt::format("lists of keys up to {} do not fit a cache of shape {}", own.end - 1,
+                                              to_string(args.k.shape())));
+  attention(args, own.tiles, own.lists);
+}
+
 Tensor CpuBackend::column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) {
   check(args);
   const AttentionKernels& kernels = attention_kernels();

@@ -58,6 +58,8 @@ class CpuBackend final : public Backend {
   void split_qkv(const Tensor& qkv, const QkvArgs& args, Tensor& q, Tensor& k_cache, Tensor& v_cache) override;
   void dense_attention(AttentionArgs& args, int keys) override;
   void attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) override;
+  AttentionListsPtr prepare_lists(const QueryTiles& tiles, const KeyLists& lists) override;
+  void attention(AttentionArgs& args, const AttentionLists& lists) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;

@@ -13,4 +13,16 @@ inline void check(cudaError_t status, const char* what) {
     throw Error(ErrorKind::system, fmt::format("CUDA: {}: {}", what, cudaGetErrorString(status)));
 }
 
+/// While it lives this thread may allocate, copy and load kernels in the middle of a recording.
+class Relaxed {
+ public:
+  Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+  ~Relaxed() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 }  // namespace sparvar::cuda

@@ -79,6 +79,8 @@ class CudaBackend final : public Backend {
   Tensor grown(const Tensor& cache, std::int64_t more) override;
   void dense_attention(AttentionArgs& args, int keys) override;
   void attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) override;
+  AttentionListsPtr prepare_lists(const QueryTiles& tiles, const KeyLists& lists) override;
+  void attention(AttentionArgs& args, const AttentionLists& lists) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
@@ -104,6 +106,7 @@ class CudaBackend final : public Backend {
   /// Is work enqueued (and not only planned)?
   bool computes() const { return !dry_; }
   Tensor weight_memory(DType dtype, Shape shape);
+  Tensor kept(const void* values, DType type, std::int64_t count);
   Tensor converted(const Tensor& x, DType type);
   Tensor convolve(const Tensor& x, const Convolution& weights, const Tensor& residual, bool enlarged);
   bool convolve_with_cudnn(const OwnConvolution& args, const Tensor& x);

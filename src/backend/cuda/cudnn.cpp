@@ -96,18 +96,6 @@ std::string text_of(const Cudnn::AttentionShape& s) {
   return fmt::format("attention [{}, {}, {} x {}, {}]", s.batch, s.heads, s.queries, s.keys, s.dim);
 }
 
-/// While it lives a kernel may be loaded in the middle of a capture.
-class Relaxed {
- public:
-  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  Relaxed(const Relaxed&) = delete;
-  Relaxed& operator=(const Relaxed&) = delete;
-  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 /// Runs f; what it throws becomes an error about `shape`.
 template <typename Shape, typename F>
 auto about(const Shape& shape, F f) {

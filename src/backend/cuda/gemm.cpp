@@ -202,10 +202,10 @@ void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* wor
   check(cudaEventCreate(&stop), "an event");
   std::size_t turn = 0;
   const auto milliseconds = [&](int candidate, int runs) {
+    const auto next = [&] { return p.weights[turn++ % p.weights.size()]; };
+    if (!launch(p, candidate, x, next(), y, workspace)) return std::numeric_limits<float>::infinity();
     check(cudaEventRecord(start, stream_), "timing");
-    for (int i = 0; i < runs; ++i)
-      if (!launch(p, candidate, x, p.weights[turn++ % p.weights.size()], y, workspace))
-        return std::numeric_limits<float>::infinity();
+    for (int i = 0; i < runs; ++i) (void)launch(p, candidate, x, next(), y, workspace);
     check(cudaEventRecord(stop, stream_), "timing");
     check(cudaEventSynchronize(stop), "measuring a product");
     float elapsed = 0;

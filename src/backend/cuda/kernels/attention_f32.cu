@@ -125,6 +125,58 @@ void launch(const DenseAttention& args, cudaStream_t stream) {
   check_launch("attention in f32");
 }
 
+/// One query of one head to a warp: a pass for the largest logit, one for the sums. For comparing with references.
+__global__ void __launch_bounds__(128) attend_lists(const ListAttention a) {
+  extern __shared__ float memory[];  // a query to each warp
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto index = static_cast<int>(blockIdx.y);
+  const ListTile tile = a.tiles[(a.own_lists ? index * a.tile_count : 0) + static_cast<int>(blockIdx.x)];
+  const float* k = static_cast<const float*>(a.k) + index * a.capacity * a.dim;
+  const float* v = static_cast<const float*>(a.v) + index * a.capacity * a.dim;
+  float* const query = memory + warp * a.dim;
+  const auto logit = [&](int i) {
+    const float* key = k + std::int64_t{a.keys[tile.first_key + i]} * a.dim;
+    float x = 0;
+    for (int d = 0; d < a.dim; ++d) x = fmaf(query[d], key[d], x);
+    return x * a.scale;
+  };
+  for (int i = warp; i < tile.queries; i += 4) {
+    const int row = a.rows[tile.first_query + i];
+    const std::int64_t from = (index * std::int64_t{a.queries} + row) * a.dim;
+    __syncwarp();
+    for (int d = lane; d < a.dim; d += 32) query[d] = static_cast<const float*>(a.q)[from + d];
+    __syncwarp();
+    float largest = -INFINITY;
+    for (int key = lane; key < tile.keys; key += 32) largest = fmaxf(largest, logit(key));
+    largest = warp_max(largest);
+    float sum = 0;
+    float out[kWidest / 32] = {};
+    for (int first = 0; first < tile.keys; first += 32) {
+      const float weight = first + lane < tile.keys ? expf(logit(first + lane) - largest) : 0.0F;
+      sum += weight;
+      for (int j = 0; j < min(32, tile.keys - first); ++j) {
+        const float w = __shfl_sync(0xffffffffU, weight, j);
+        const float* value = v + std::int64_t{a.keys[tile.first_key + first + j]} * a.dim;
+#pragma unroll
+        for (int c = 0; c < kWidest / 32; ++c)
+          if (c * 32 + lane < a.dim) out[c] = fmaf(w, value[c * 32 + lane], out[c]);
+      }
+    }
+    sum = warp_sum(sum);
+    float* to = static_cast<float*>(a.out) +
+                ((index / a.heads * std::int64_t{a.queries} + row) * a.heads + index % a.heads) * a.dim;
+#pragma unroll
+    for (int c = 0; c < kWidest / 32; ++c)
+      if (c * 32 + lane < a.dim) to[c * 32 + lane] = sum > 0 ? out[c] / sum : 0.0F;
+    if (a.statistics != nullptr && lane == 0) {
+      float* statistics = a.statistics + (index * std::int64_t{a.queries} + row) * 2;
+      statistics[0] = largest;
+      statistics[1] = sum;
+    }
+  }
+}
+
 constexpr int kTextThreads = 128;
 
 /// One query of one head: logits of all keys, softmax, sum of values.
@@ -178,6 +230,14 @@ void dense_attention_f32(const DenseAttention& args, cudaStream_t stream) {
     launch<32>(args, stream);
   else
     launch<64>(args, stream);
+}
+
+void list_attention_f32(const ListAttention& args, cudaStream_t stream) {
+  if (args.dim < 1 || args.dim > kWidest)
+    throw Error(ErrorKind::usage, "attention in f32 takes heads of 1 to 256 channels");
+  const dim3 grid(static_cast<unsigned>(args.tile_count), static_cast<unsigned>(args.batch * args.heads));
+  attend_lists<<<grid, 128, static_cast<std::size_t>(args.dim) * 4 * sizeof(float), stream>>>(args);
+  check_launch("attention of lists in f32");
 }
 
 void biased_attention(const float* q, const float* k, const float* v, const float* bias, const std::int32_t* length,

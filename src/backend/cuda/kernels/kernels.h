@@ -122,6 +122,32 @@ struct DenseAttention {
 };
 /// out = softmax(scale q k^T) v; no keys: zeros.
 void dense_attention(const DenseAttention& args, cudaStream_t stream);
+/// A tile of at most kMostQueries queries, rows[first_query ..], that read keys[first_key ..].
+struct ListTile {
+  static constexpr int kMostQueries = 128;
+  std::int32_t first_query = 0, queries = 0;
+  std::int64_t first_key = 0;
+  std::int32_t keys = 0, unused = 0;
+};
+struct ListAttention {
+  const void* q = nullptr;  // [B, H, queries, D]
+  const void* k = nullptr;  // [B, H, capacity, D]
+  const void* v = nullptr;
+  void* out = nullptr;  // [B, queries, H, D]; queries in no tile keep what it held
+  DType type = DType::bf16;
+  int batch = 0, heads = 0, dim = 0, queries = 0;
+  std::int64_t capacity = 0;
+  const ListTile* tiles = nullptr;     // device [tile_count], or [B * H, tile_count] where every head has its own
+  const std::int32_t* rows = nullptr;  // device
+  const std::int32_t* keys = nullptr;  // device
+  int tile_count = 0;
+  int most_queries = 0;  // of a tile
+  bool own_lists = false;
+  float scale = 1;
+  float* statistics = nullptr;  // f32 [B, H, queries, 2], or null
+};
+/// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.
+void list_attention(const ListAttention& args, cudaStream_t stream);
 /// Text: q, k, v f32 [T, H, D], bias f32 [H, T, T]; keys >= *length (device) are not seen -> out f32 [T, H, D].
 void biased_attention(const float* q, const float* k, const float* v, const float* bias, const std::int32_t* length,
                       int tokens, int heads, int dim, float* out, cudaStream_t stream);

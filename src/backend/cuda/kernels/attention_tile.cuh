@@ -1,0 +1,152 @@
+// Attention in bf16 on the tensor cores of compute capability 8.0 and newer (m16n8k16), in pieces: queries of a tile
+// stay in registers, keys and values pass through shared memory stage by stage, the softmax is kept up to date as they
+// pass (FlashAttention-2, arXiv 2307.08691). attention.cu streams all keys, attention_lists.cu those of a list.
+#pragma once
+
+#include "backend/cuda/kernels/mma.cuh"
+
+namespace sparvar::cuda {
+
+constexpr int kKeys = 64;  // of one stage
+constexpr float kLog2E = 1.44269504F;
+constexpr float kLn2 = 0.693147181F;
+
+/// Rows of kDim channels in shared memory, 16 bytes apart so that eight of them fill all banks.
+template <int kDim>
+struct Rows {
+  static constexpr int kStride = kDim + 8;
+  static constexpr int kVectors = kDim / 8;
+
+  /// kCount rows of a matrix: row i is row_of(i) of it, or zeros where that is negative; missing channels are zeros.
+  template <int kCount, int kThreads, typename RowOf>
+  static __device__ void copy(bf16* to, const bf16* from, std::int64_t row_stride, int dim, RowOf row_of) {
+    for (int i = static_cast<int>(threadIdx.x); i < kCount * kVectors; i += kThreads) {
+      const int row = row_of(i / kVectors);
+      const int channel = i % kVectors * 8;
+      const bool there = row >= 0 && channel < dim;
+      copy_async(shared_address(to + i / kVectors * kStride + channel), from + (there ? row * row_stride + channel : 0),
+                 there);
+    }
+  }
+};
+
+template <int kDim, int kWarps>
+struct Tile {
+  static constexpr int kQueries = 16 * kWarps;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kStride = Rows<kDim>::kStride;
+  static constexpr int kSharedBytes = (kQueries + 4 * kKeys) * kStride * 2;
+};
+
+/// What a thread of a warp of 16 queries keeps: rows lane / 4 and lane / 4 + 8.
+template <int kDim>
+struct Running {
+  float out[kDim / 8][4] = {};
+  float largest[2] = {-INFINITY, -INFINITY};  // of the logits times scale and log2 e
+  float sum[2] = {0, 0};                      // of this thread's columns
+};
+
+template <int kDim>
+__device__ inline void logits_of(const unsigned (&q)[kDim / 16][4], const bf16* k, float (&s)[kKeys / 8][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const unsigned base = shared_address(k + (lane % 8 + lane / 16 * 8) * Rows<kDim>::kStride + lane / 8 % 2 * 8);
+#pragma unroll
+  for (int n = 0; n < kKeys / 16; ++n) {
+    for (int j = 0; j < 4; ++j) s[2 * n][j] = s[2 * n + 1][j] = 0;
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) {
+      unsigned b[4];
+      load_matrices(b, base + (n * 16 * Rows<kDim>::kStride + d * 16) * 2);
+      multiply(s[2 * n], q[d], b[0], b[1]);
+      multiply(s[2 * n + 1], q[d], b[2], b[3]);
+    }
+  }
+}
+
+/// Logits become weights; what was summed so far is brought to the new maximum.
+template <int kDim>
+__device__ inline void renormalise(Running<kDim>& r, float (&s)[kKeys / 8][4], float scale, int keys_left) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (keys_left < kKeys)
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n)
+      for (int j = 0; j < 4; ++j)
+        if (n * 8 + lane % 4 * 2 + j % 2 >= keys_left) s[n][j] = -INFINITY;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float top = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, 2));
+    const float largest = fmaxf(r.largest[half], top * scale);
+    const float shrink = exp2f(r.largest[half] - largest);
+    r.largest[half] = largest;
+    float sum = 0;
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n)
+      for (int j = 2 * half; j < 2 * half + 2; ++j) {
+        s[n][j] = exp2f(fmaf(s[n][j], scale, -largest));
+        sum += s[n][j];
+      }
+    r.sum[half] = r.sum[half] * shrink + sum;
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d) {
+      r.out[d][2 * half] *= shrink;
+      r.out[d][2 * half + 1] *= shrink;
+    }
+  }
+}
+
+template <int kDim>
+__device__ inline void add_values(Running<kDim>& r, const float (&s)[kKeys / 8][4], const bf16* v) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const unsigned base = shared_address(v + (lane % 16) * Rows<kDim>::kStride + lane / 16 * 8);
+#pragma unroll
+  for (int n = 0; n < kKeys / 16; ++n) {
+    const unsigned p[4] = {pack(s[2 * n][0], s[2 * n][1]), pack(s[2 * n][2], s[2 * n][3]),
+                           pack(s[2 * n + 1][0], s[2 * n + 1][1]), pack(s[2 * n + 1][2], s[2 * n + 1][3])};
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d) {
+      unsigned b[4];
+      load_transposed(b, base + (n * 16 * Rows<kDim>::kStride + d * 16) * 2);
+      multiply(r.out[2 * d], p, b[0], b[1]);
+      multiply(r.out[2 * d + 1], p, b[2], b[3]);
+    }
+  }
+}
+
+/// Through the warp's own 16 rows of shared memory, so that memory is written 16 bytes at a time. `row_of(i)`: the
+/// query that row i of them is, or -1.
+template <int kDim, typename RowOf>
+__device__ inline void write(const Running<kDim>& r, bf16* rows, bf16* out, std::int64_t out_row, int dim,
+                             float* statistics, RowOf row_of) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  __syncwarp();  // the queries that lay there have been read
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float sum = r.sum[half];
+    sum += __shfl_xor_sync(0xffffffffU, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffU, sum, 2);
+    const float inverse = sum > 0 ? 1.0F / sum : 0.0F;
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d)
+      *reinterpret_cast<unsigned*>(rows + (lane / 4 + 8 * half) * Rows<kDim>::kStride + d * 8 + lane % 4 * 2) =
+          pack(r.out[d][2 * half] * inverse, r.out[d][2 * half + 1] * inverse);
+    const int row = row_of(lane / 4 + 8 * half);
+    if (statistics != nullptr && lane % 4 == 0 && row >= 0) {
+      statistics[2 * row] = r.largest[half] * kLn2;
+      statistics[2 * row + 1] = sum;
+    }
+  }
+  __syncwarp();
+  for (int i = lane; i < 16 * Rows<kDim>::kVectors; i += 32) {
+    const int row = row_of(i / Rows<kDim>::kVectors);
+    const int channel = i % Rows<kDim>::kVectors * 8;
+    if (row >= 0 && channel < dim)
+      *reinterpret_cast<uint4*>(out + row * out_row + channel) =
+          *reinterpret_cast<const uint4*>(rows + i / Rows<kDim>::kVectors * Rows<kDim>::kStride + channel);
+  }
+}
+
+}  // namespace sparvar::cuda
