@@ -124,6 +124,8 @@ class Backend {
   /// made in it must not be read. No-op on the CPU.
   virtual void reserve(const std::function<void()>& bodies) = 0;
   virtual MemoryUse memory_use() const = 0;
+  /// Programs recorded so far; 0 on a device that does not record.
+  virtual int recordings() const = 0;
   /// What reserve() measured so far; empty on the CPU.
   virtual std::vector<ProductTime> product_times() const = 0;
   /// Lengths that programs are made for are rounded up to a multiple of this.

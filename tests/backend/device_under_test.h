@@ -31,6 +31,7 @@ class HostSide final : public Backend {
   MarkPtr mark() override { return device_->mark(); }
   void reserve(const std::function<void()>& bodies) override { device_->reserve(bodies); }
   MemoryUse memory_use() const override { return device_->memory_use(); }
+  int recordings() const override { return device_->recordings(); }
   std::vector<ProductTime> product_times() const override { return device_->product_times(); }
   int length_step() const override { return device_->length_step(); }
   DType product_type() const override { return device_->product_type(); }

@@ -18,6 +18,7 @@ class CpuBackend final : public Backend {
   MarkPtr mark() override;
   void reserve(const std::function<void()>&) override {}
   MemoryUse memory_use() const override { return {}; }
+  int recordings() const override { return 0; }
   std::vector<ProductTime> product_times() const override { return {}; }
   int length_step() const override { return 1; }
   DType product_type() const override { return DType::f32; }

@@ -39,6 +39,7 @@ class CudaBackend final : public Backend {
   MarkPtr mark() override;
   void reserve(const std::function<void()>& bodies) override;
   MemoryUse memory_use() const override;
+  int recordings() const override { return recordings_; }
   std::vector<ProductTime> product_times() const override;
   int length_step() const override { return 64; }
   DType product_type() const override { return compute_; }
@@ -119,6 +120,7 @@ class CudaBackend final : public Backend {
   bool planning_;
   bool dry_ = false;
   bool recording_ = false;
+  int recordings_ = 0;
   std::unique_ptr<CublasLt> cublas_;
   cudaStream_t stream_ = nullptr;
   std::shared_ptr<Pool> weights_;

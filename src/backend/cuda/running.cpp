@@ -25,6 +25,7 @@ class CudaProgram final : public Program {
 
  private:
   void record() {
+    ++backend_.recordings_;
     pool_ = backend_.working_;
     check(cudaStreamBeginCapture(backend_.stream_, cudaStreamCaptureModeThreadLocal), "recording");
     backend_.recording_ = true;

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Makes the GPU part of docs/benchmarks.md, on a machine with a GPU and PyTorch; builds nothing.
+#   bench/gpu.sh > docs/benchmarks-gpu.md
+# PROGRAM, KERNELS: sparvar and gpu_kernels of a build with -DSPARVAR_CUDA=ON; MODEL: the bundled model; OUT: a folder for
+# the measurements; PYTHON: one with PyTorch; COMMIT: where git is not there; REPEAT: runs of which the median counts.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+PROGRAM=${PROGRAM:-$root/build/cuda/apps/cli/sparvar}
+KERNELS=${KERNELS:-$root/build/cuda/bench/gpu_kernels}
+MODEL=${MODEL:-$root/models/emoji-v0}
+OUT=${OUT:-$root/build/bench-gpu}
+PYTHON=${PYTHON:-python3}
+REPEAT=${REPEAT:-5}
+mkdir -p "$OUT"
+
+measure() {  # file, geometry, further arguments
+  local file=$1 geometry=$2
+  shift 2
+  "$PROGRAM" bench model --geometry "$geometry" --random-weights --device cuda --quiet --json -r "$REPEAT" "$@" >"$OUT/$file.json"
+}
+
+for size in 8b 2b; do  # peer and engine one after the other, on the same warm card
+  "$PYTHON" "$root/bench/peer_pytorch_gpu.py" --geometry "infinity-$size" --repeat "$REPEAT" >"$OUT/peer-$size.json"
+  measure "$size" "infinity-$size"
+  measure "$size-csla" "infinity-$size" --attention csla
+done
+measure 125m infinity-125m
+measure emoji "$MODEL/config.json"
+for batch in 1 2 4 8; do measure "2b-batch-$batch" infinity-2b --batch "$batch"; done
+
+# From the start of the process to the written file, the first run left out: it reads the libraries from the disk.
+picture=$(mktemp -d)/picture.png
+for _ in $(seq 0 "$REPEAT"); do
+  start=$(date +%s%N)
+  SPARVAR_MODEL=$MODEL "$PROGRAM" generate "red apple, 3d style" --device cuda --quiet -o "$picture"
+  echo $(($(date +%s%N) - start))
+done >"$OUT/start-nanoseconds.txt"
+"$KERNELS" >"$OUT/kernels.json"
+"$PYTHON" "$root/bench/gpu_tables.py" "$OUT"

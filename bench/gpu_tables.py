@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Markdown tables of what bench/gpu.sh measured: gpu_tables.py FOLDER."""
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def load(folder, name):
+    text = (folder / f"{name}.json").read_text()
+    return json.loads(text)
+
+
+def commit():
+    if os.environ.get("COMMIT"):
+        return os.environ["COMMIT"]
+    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return run.stdout.strip() or "unknown"
+
+
+def row(*cells):
+    print("| " + " | ".join(str(cell) for cell in cells) + " |")
+
+
+def header(*cells):
+    row(*cells)
+    row(*["---"] * len(cells))
+
+
+def gib(count):
+    return f"{count / 2**30:.1f}"
+
+
+def times(scales):
+    return [f"{1e3 * sum(scales[:9]):.1f}", *(f"{1e3 * s:.1f}" for s in scales[9:])]
+
+
+def pictures(folder):
+    print("\n### One 1024x1024 picture with guidance, random weights, bf16, without the text encoder\n")
+    print("Milliseconds; share: the time that the linear layers alone need at the rate of a large product (8192^3) in the same process.\n")
+    header("", "total", "scales 0-8", "9", "10", "11", "12", "decode", "peak GiB", "linear layers' share", "against PyTorch")
+    for size, name in (("8b", "Infinity-8B"), ("2b", "Infinity-2B"), ("125m", "Infinity-125M")):
+        peer = None
+        if (folder / f"peer-{size}.json").exists():
+            peer = load(folder, f"peer-{size}")
+            row(f"{name}, PyTorch", f"{1e3 * peer['total_seconds']:.0f}", *times(peer["scale_seconds"]), f"{1e3 * peer['decode_seconds']:.1f}",
+                gib(peer["peak_bytes"]), "", "1.0x")
+        for kind in ("", "-csla"):
+            if not (folder / f"{size}{kind}.json").exists():
+                continue
+            own = load(folder, f"{size}{kind}")
+            row(f"{name}, {own['attention']}", f"**{1e3 * own['total_seconds']:.0f}**", *times([s["seconds"] for s in own["scales"]]),
+                f"{1e3 * own['decode_seconds']:.1f}", gib(own["device_bytes"]),
+                f"{100 * own['share_of_product_rate']:.0f} % of {own['product_tflops']:.0f} TFLOP/s",
+                f"{peer['total_seconds'] / own['total_seconds']:.2f}x" if peer else "")
+
+
+def small(folder):
+    own = load(folder, "emoji")
+    starts = [int(line) * 1e-9 for line in (folder / "start-nanoseconds.txt").read_text().split()][1:]
+    print("\n### The bundled model's geometry, one 512x512 picture\n")
+    print(f"{1e3 * own['total_seconds']:.1f} ms a picture (scales {1e3 * sum(s['seconds'] for s in own['scales']):.1f}, decode {1e3 * own['decode_seconds']:.1f}), "
+          f"{own['device_bytes'] / 2**20:.0f} MiB. From the start of the process to the first written picture: {statistics.median(starts):.2f} s "
+          f"(median of {len(starts)}, files in the page cache).")
+
+
+def batches(folder):
+    print("\n### Infinity-2B, several pictures at once\n")
+    header("pictures", "total ms", "ms a picture", "peak GiB")
+    for batch in (1, 2, 4, 8):
+        own = load(folder, f"2b-batch-{batch}")
+        row(batch, f"{1e3 * own['total_seconds']:.0f}", f"{1e3 * own['total_seconds'] / batch:.0f}", gib(own["device_bytes"]))
+
+
+def kernels(folder):
+    all_rows = load(folder, "kernels")
+    rate = all_rows["product_tflops"]
+    print(f"\n### Kernels beside cuDNN {all_rows['cudnn']}\n")
+    print(f"Share: of {rate:.0f} TFLOP/s, a product of 8192^3 in the same process. The engine takes cuDNN for large convolutions and large dense attention.\n")
+    header("", "own us", "own TFLOP/s", "share", "cuDNN us", "cuDNN TFLOP/s")
+    for r in all_rows["convolutions"] + all_rows["attention"]:
+        row(r.get("layer") or r["attention"], f"{r['own_us']:.0f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_share']:.0f} %",
+            f"{r.get('cudnn_us', float('nan')):.0f}", f"{r.get('cudnn_tflops', float('nan')):.0f}")
+    print("\n### CSLA: attention of tiles to lists of keys, against dense attention (cuDNN)\n")
+    header("", "pairs computed", "us", "TFLOP/s", "share", "dense us", "speed-up")
+    for r in all_rows["lists"]:
+        row(r["lists"], f"{100 * r['share_of_pairs']:.1f} %", f"{r['own_us']:.0f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_tflops'] / rate:.0f} %",
+            f"{r['dense_us']:.0f}", f"{r['dense_over_own']:.1f}x")
+    print("\n### Residual, gate and LayerNorm in one kernel, 3584 channels\n")
+    header("rows", "us", "GB/s")
+    for r in all_rows["norms"]:
+        row(r["norm"].split()[0], f"{r['own_us']:.1f}", f"{r['own_gb_s']:.0f}")
+
+
+def main():
+    folder = Path(sys.argv[1])
+    own, peer = load(folder, "8b"), load(folder, "peer-8b")
+    print("# Benchmarks on a GPU\n")
+    print(f"Made by `bench/gpu.sh` on {time.strftime('%Y-%m-%d')}: {own['backend']}; commit {commit()}; PyTorch {peer['torch']} on the same card, in the same run.")
+    print(f"Medians of {own['repeat']} pictures after one that records programs and chooses algorithms (the first picture of Infinity-8B takes {own['first_seconds']:.1f} s).")
+    print("PyTorch's model is `bench/peer_pytorch_gpu.py`: eager, autocast, as upstream runs it.")
+    for part in (pictures, small, batches, kernels):
+        part(folder)
+
+
+if __name__ == "__main__":
+    main()
