@@ -10,6 +10,9 @@ namespace sparvar::cli {
 using Action = std::function<void()>;
 
 void add_generate(CLI::App& program, Action& chosen);
+void add_compare(CLI::App& program, Action& chosen);
+void add_plan(CLI::App& program, Action& chosen);
+void add_reconstruct(CLI::App& program, Action& chosen);
 void add_info(CLI::App& program, Action& chosen);
 void add_bench(CLI::App& program, Action& chosen);
 

@@ -45,6 +45,8 @@ int main(int argc, char** argv) {
     program.require_subcommand(0, 1);
     program.allow_extras();  // refuse_unknown names them
     sparvar::cli::add_generate(program, chosen);
+    sparvar::cli::add_compare(program, chosen);
+    sparvar::cli::add_plan(program, chosen);
     sparvar::cli::add_info(program, chosen);
     sparvar::cli::add_bench(program, chosen);
     try {
