@@ -79,7 +79,7 @@ std::string text_report(const Settings& settings, const ModelInfo& model, const 
   return out;
 }
 
-Json to_json(const Drawn& drawn, bool self) {
+Json drawn_json(const Drawn& drawn, bool self) {
   Json scales = Json::array();
   for (const ScaleTiming& scale : drawn.result.scales)
     scales.push_back({{"grid", {scale.grid.h, scale.grid.w}},
@@ -102,7 +102,7 @@ Json to_json(const Drawn& drawn, bool self) {
 
 std::string json_report(const Settings& settings, const ModelInfo& model, const Comparison& comparison) {
   Json plans = Json::array();
-  for (const Drawn& drawn : comparison.plans) plans.push_back(to_json(drawn, false));
+  for (const Drawn& drawn : comparison.plans) plans.push_back(drawn_json(drawn, false));
   return dump({{"picture", settings.output.empty() ? Json() : Json(settings.output)},
                {"prompt", settings.prompts.front()},
                {"seed", settings.compare.generate.seed},
@@ -110,7 +110,7 @@ std::string json_report(const Settings& settings, const ModelInfo& model, const 
                {"gain", settings.gain},
                {"warm", comparison.cold_seconds > 0},
                {"cold_seconds", comparison.cold_seconds},
-               {"dense", to_json(comparison.dense, true)},
+               {"dense", drawn_json(comparison.dense, true)},
                {"plans", plans},
                {"model", to_json(model)},
                {"machine", machine_json(model)}});

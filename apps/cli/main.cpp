@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
     sparvar::cli::add_generate(program, chosen);
     sparvar::cli::add_compare(program, chosen);
     sparvar::cli::add_plan(program, chosen);
+    sparvar::cli::add_reconstruct(program, chosen);
     sparvar::cli::add_info(program, chosen);
     sparvar::cli::add_bench(program, chosen);
     try {
