@@ -50,6 +50,8 @@ int main(int argc, char** argv) {
     sparvar::cli::add_reconstruct(program, chosen);
     sparvar::cli::add_info(program, chosen);
     sparvar::cli::add_bench(program, chosen);
+    sparvar::cli::add_completion(program, chosen);
+    sparvar::cli::add_reference(program, chosen);
     try {
       run(program, chosen, argc, argv);
     } catch (const CLI::Success& help) {  // --help and --version

@@ -11,7 +11,7 @@
 namespace sparvar {
 namespace {
 
-constexpr Colour kPaper{255, 255, 255};
+constexpr Colour kPaper{236, 236, 236};  // darker than a white picture: its border shows
 constexpr Colour kInk{24, 24, 24};
 constexpr int kMargin = 8;
 constexpr int kSmallestSimilar = 11;  // the side of SSIM's window
