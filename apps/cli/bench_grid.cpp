@@ -102,7 +102,7 @@ void add_bench_grid(CLI::App& command, BenchGrid& grid) {
             for (const std::string& name : comma_list("--dtype", text)) grid.precisions.push_back(parse_dtype(name));
           },
           "Numbers to compute in: f32, bf16, or both as a list (bf16)")
-      ->type_name("f32|bf16");
+      ->type_name("f32|bf16[,...]");
   add_integers(command, "--threads", grid.threads, {1, 1024}, "CPU threads, one number or a list (all cores)");
   add_number(command, "-r,--repeat", grid.repeat, Range<int>{1, 1000}, "Warm runs; the median counts (5)");
   command

@@ -41,7 +41,8 @@ Values values_of(const CLI::Option& option, const std::string& type) {
   if (is("--attention") || is("--plans")) values.words = AttentionPlan::preset_names();
   if (is("--device")) values.words = {"auto", "cpu", "cuda"};
   if (is("--geometry")) values.words = geometry_names();
-  if (values.words.empty() && type.find('|') != std::string::npos) values.words = split(type, '|');
+  if (values.words.empty() && type.find('|') != std::string::npos)
+    values.words = split(type.substr(0, type.find('[')), '|');
   values.files = type.starts_with("FILE") || type.starts_with("PATH") || type.starts_with("PICTURE") ||
                  type.starts_with("PLAN") || is("--geometry");
   values.folders = type == "DIR";

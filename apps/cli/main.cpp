@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
   try {
     CLI::App program("Draws pictures from text with visual autoregressive models and sparse attention.", "sparvar");
     sparvar::cli::Action chosen;
-    program.set_version_flag("--version", "sparvar " SPARVAR_VERSION);
+    program.set_version_flag("--version", "sparvar " SPARVAR_VERSION, "Prints the version");
     program.require_subcommand(0, 1);
     program.allow_extras();  // refuse_unknown names them
     sparvar::cli::add_generate(program, chosen);
