@@ -10,7 +10,16 @@ namespace sparvar::cli {
 using Action = std::function<void()>;
 
 void add_generate(CLI::App& program, Action& chosen);
+void add_compare(CLI::App& program, Action& chosen);
+void add_plan(CLI::App& program, Action& chosen);
+void add_reconstruct(CLI::App& program, Action& chosen);
 void add_info(CLI::App& program, Action& chosen);
 void add_bench(CLI::App& program, Action& chosen);
+void add_completion(CLI::App& program, Action& chosen);
+void add_reference(CLI::App& program, Action& chosen);
+
+/// Of `bench`.
+void add_bench_attention(CLI::App& bench, Action& chosen);
+void add_bench_tokenizer(CLI::App& bench, Action& chosen);
 
 }  // namespace sparvar::cli

@@ -22,8 +22,8 @@ void add_precision(CLI::App& command, PipelineOptions& options) {
   command
       .add_option_function<std::string>(
           "--dtype", [&options](const std::string& name) { options.precision = parse_precision(name); },
-          "Numbers to compute in: f32, bf16 (bf16)")
-      ->type_name("TYPE");
+          "Numbers to compute in (bf16)")
+      ->type_name("f32|bf16");
 }
 
 }  // namespace sparvar::cli

@@ -41,12 +41,17 @@ int main(int argc, char** argv) {
   try {
     CLI::App program("Draws pictures from text with visual autoregressive models and sparse attention.", "sparvar");
     sparvar::cli::Action chosen;
-    program.set_version_flag("--version", "sparvar " SPARVAR_VERSION);
+    program.set_version_flag("--version", "sparvar " SPARVAR_VERSION, "Prints the version");
     program.require_subcommand(0, 1);
     program.allow_extras();  // refuse_unknown names them
     sparvar::cli::add_generate(program, chosen);
+    sparvar::cli::add_compare(program, chosen);
+    sparvar::cli::add_plan(program, chosen);
+    sparvar::cli::add_reconstruct(program, chosen);
     sparvar::cli::add_info(program, chosen);
     sparvar::cli::add_bench(program, chosen);
+    sparvar::cli::add_completion(program, chosen);
+    sparvar::cli::add_reference(program, chosen);
     try {
       run(program, chosen, argc, argv);
     } catch (const CLI::Success& help) {  // --help and --version

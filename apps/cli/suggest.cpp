@@ -47,26 +47,54 @@ std::string did_you_mean(const std::string& word, const std::vector<std::string>
   return name.empty() ? "" : fmt::format("; did you mean {}?", name);
 }
 
+namespace {
+
+/// The command that was given, and its name as typed: "bench model".
+struct Place {
+  const CLI::App* command;
+  std::string name;
+  bool has_commands() const { return !command_names(*command).empty(); }
+};
+
+Place place_of(const CLI::App& program) {
+  Place place{&program, ""};
+  for (std::vector<CLI::App*> next = program.get_subcommands(); !next.empty();
+       next = place.command->get_subcommands()) {
+    place.command = next.front();
+    place.name += (place.name.empty() ? "" : " ") + place.command->get_name();
+  }
+  return place;
+}
+
+/// What no command on the way understood, the innermost first.
+std::vector<std::string> unknown_words(const CLI::App& program) {
+  std::vector<std::string> words;
+  if (const std::vector<CLI::App*> next = program.get_subcommands(); !next.empty())
+    words = unknown_words(*next.front());
+  if (words.empty()) words = program.remaining();
+  words.erase(std::remove(words.begin(), words.end(), "--"), words.end());  // ends the options, is none
+  return words;
+}
+
+}  // namespace
+
 void refuse_unknown(const CLI::App& program) {
-  const std::vector<CLI::App*> commands = program.get_subcommands();
-  const CLI::App& place = commands.empty() ? program : *commands.front();
-  std::vector<std::string> unknown = place.remaining();
-  if (unknown.empty()) unknown = program.remaining();
-  unknown.erase(std::remove(unknown.begin(), unknown.end(), "--"), unknown.end());  // ends the options, is none
-  if (!unknown.empty()) {
+  const Place place = place_of(program);
+  const std::string where = place.name.empty() ? "" : place.name + ": ";
+  if (const std::vector<std::string> unknown = unknown_words(program); !unknown.empty()) {
     const std::string word = unknown.front().substr(0, unknown.front().find('='));
     const bool flag = word.starts_with('-');
-    if (commands.empty() && !flag) {
-      throw Error(ErrorKind::usage,
-                  fmt::format("there is no command '{}'{}", word, did_you_mean(word, command_names(program))));
+    if (place.has_commands() && !flag) {
+      throw Error(ErrorKind::usage, fmt::format("{}there is no command '{}'{}", where, word,
+                                                did_you_mean(word, command_names(*place.command))));
     }
-    throw Error(ErrorKind::usage,
-                fmt::format("{}unknown {} {}{}", commands.empty() ? "" : place.get_name() + ": ",
-                            flag ? "option" : "argument", word, did_you_mean(word, flag_names(place))));
+    throw Error(ErrorKind::usage, fmt::format("{}unknown {} {}{}", where, flag ? "option" : "argument", word,
+                                              did_you_mean(word, flag_names(*place.command))));
   }
-  if (commands.empty()) {
-    throw Error(ErrorKind::usage, fmt::format("give a command: {}; sparvar --help lists them",
-                                              fmt::join(command_names(program), " or ")));
+  if (place.has_commands()) {
+    throw Error(ErrorKind::usage,
+                fmt::format("{}give a command: {}; sparvar {}{}--help says more", where,
+                            fmt::join(command_names(*place.command), ", "), place.name, place.name.empty() ? "" : " "));
   }
 }
 

@@ -16,6 +16,9 @@
 
 namespace sparvar {
 
+struct QueryTiles;  // src/attention/key_lists.h: not a part of the stable interface
+struct KeyLists;
+
 enum class Precision { f32, bf16 };
 
 struct PipelineOptions {
@@ -69,6 +72,8 @@ struct GenerateOptions {
   int batch = 0;        // pictures drawn together; 0: as many as keep memory near that of one 1M picture
   std::function<void(const Progress&)> on_progress;
   const std::atomic<bool>* cancel = nullptr;  // seen within a second
+  /// For tools of this repository: every sparse (layer, scale) as it is executed, on the CPU.
+  std::function<void(int layer, int scale, const QueryTiles&, const KeyLists&)> on_lists;
 };
 
 struct ScaleTiming {

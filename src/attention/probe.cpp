@@ -12,8 +12,9 @@ namespace {
 int probes_along(int size, int stride) { return (size + stride - 1) / stride; }
 int probe_position(int i, int size, int stride) { return std::min(i * stride + stride / 2, size - 1); }
 
-/// Windows and sinks of every tile: the part of the lists that all (batch, head) pairs share.
-KeyLists static_part(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const QueryTiles& tiles) {
+}  // namespace
+
+KeyLists probe_windows(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const QueryTiles& tiles) {
   CslaAttention windows;
   windows.sink_scales = std::min(method.sink_scales, k + 1);
   windows.windows.assign(k + 1, -1);
@@ -21,8 +22,6 @@ KeyLists static_part(const ScaleSchedule& schedule, int k, const ProbeAttention&
   windows.centre = CslaAttention::Centre::half_pixel;
   return csla_lists(schedule, k, windows, tiles);
 }
-
-}  // namespace
 
 ProbeLayout probe_layout(Grid grid, const ProbeAttention& method) {
   ProbeLayout layout;
@@ -57,7 +56,7 @@ KeyLists probe_lists(const ScaleSchedule& schedule, int k, const ProbeAttention&
   const int keys = first_keys(schedule, k).back();
   const int count = kept_keys(method.share, keys, 1);
   const int tiles = layout.tiles.count();
-  const KeyLists fixed = static_part(schedule, k, method, layout.tiles);
+  const KeyLists fixed = probe_windows(schedule, k, method, layout.tiles);
   return build_lists(lists, tiles, keys, [&](int list, int tile, KeySet& set) {
     thread_local std::vector<std::int32_t> chosen;
     chosen.resize(count);

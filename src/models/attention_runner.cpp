@@ -12,7 +12,9 @@
 namespace sparvar {
 
 struct AttentionRunner::Static {
-  AttentionListsPtr lists;
+  QueryTiles tiles;
+  KeyLists lists;
+  AttentionListsPtr prepared;
   double share = 1;
 };
 
@@ -67,11 +69,11 @@ void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
   const auto start = std::chrono::steady_clock::now();
   const AttentionMethod& method = plan_.method(layer, scale);
   if (const auto* m = std::get_if<CslaAttention>(&method))
-    pairs_[scale] += csla(*m, args, scale);
+    pairs_[scale] += csla(*m, layer, args, scale);
   else if (const auto* m4 = std::get_if<Cs4aAttention>(&method))
     pairs_[scale] += cs4a(*m4, layer, args, scale);
   else if (const auto* mp = std::get_if<ProbeAttention>(&method))
-    pairs_[scale] += probe(*mp, args, scale);
+    pairs_[scale] += probe(*mp, layer, args, scale);
   else
     pairs_[scale] += dense(args, scale);
   if (!backend_.records())
@@ -83,15 +85,16 @@ double AttentionRunner::dense(AttentionArgs& args, int scale) {
   return 1;
 }
 
-double AttentionRunner::csla(const CslaAttention& method, AttentionArgs& args, int scale) {
+double AttentionRunner::csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale) {
   Static& known = csla_[{&method, scale}];
-  if (!known.lists) {
-    const QueryTiles tiles = csla_tiles(schedule_[scale], method);
-    const KeyLists lists = csla_lists(schedule_, scale, method, tiles);
-    known.share = sparvar::share_of_pairs(tiles, lists, keys_[scale]);
-    known.lists = backend_.prepare_lists(tiles, lists);
+  if (!known.prepared) {
+    known.tiles = csla_tiles(schedule_[scale], method);
+    known.lists = csla_lists(schedule_, scale, method, known.tiles);
+    known.share = sparvar::share_of_pairs(known.tiles, known.lists, keys_[scale]);
+    known.prepared = backend_.prepare_lists(known.tiles, known.lists);
   }
-  backend_.attention(args, *known.lists);
+  show(layer, scale, known.tiles, known.lists);
+  backend_.attention(args, *known.prepared);
   return known.share;
 }
 
@@ -104,6 +107,7 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
                             layer, scale, method.decision_scale));
   const QueryTiles tiles = group_tiles(schedule_[scale], method.group);
   const KeyLists lists = carry_keys(method, schedule_, scale, tiles, decision->selection);
+  show(layer, scale, tiles, lists);
   backend_.attention(args, tiles, lists);
   if (decision->cache.defined())
     backend_.add_resized(args.out, decision->cache, schedule_[method.decision_scale], schedule_[scale]);
@@ -134,7 +138,7 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
   return share;
 }
 
-double AttentionRunner::probe(const ProbeAttention& method, AttentionArgs& args, int scale) {
+double AttentionRunner::probe(const ProbeAttention& method, int layer, AttentionArgs& args, int scale) {
   const Grid grid = schedule_[scale];
   const ProbeLayout layout = probe_layout(grid, method);
   const int heads = static_cast<int>(args.q.dim(0) * args.q.dim(1));
@@ -151,6 +155,7 @@ double AttentionRunner::probe(const ProbeAttention& method, AttentionArgs& args,
   args.statistics = Tensor();
 
   const KeyLists lists = probe_lists(schedule_, scale, method, layout, sums.data<float>(), heads);
+  show(layer, scale, layout.tiles, lists);
   backend_.attention(args, layout.tiles, lists);
   if (method.residual) {
     const Tensor residual = backend_.subtract(dense_rows, backend_.gather_rows(args.out, layout.probe_rows));

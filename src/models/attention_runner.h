@@ -1,6 +1,7 @@
 // Executes an attention plan: for each (layer, scale) the lists it asks for, the kernel, and the residual.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -10,12 +11,17 @@
 
 namespace sparvar {
 
+/// Sees the lists of every sparse (layer, scale) as they are executed; `lists` holds one list for all batch entries and
+/// heads, or one for each.
+using ListObserver = std::function<void(int layer, int scale, const QueryTiles& tiles, const KeyLists& lists)>;
+
 class AttentionRunner {
  public:
   AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers);
   ~AttentionRunner();
   AttentionRunner(AttentionRunner&&) noexcept;
 
+  void observe(ListObserver observer) { observer_ = std::move(observer); }
   /// Forgets the figures of the scale: it runs (again).
   void start(int scale);
   /// Fills args.out for the queries of `scale`; k and v hold the keys of scales 0 .. scale. Scales must come in order.
@@ -29,12 +35,17 @@ class AttentionRunner {
   struct Static;    // tiles and lists that depend on the schedule only
   struct Decision;  // what a layer keeps of its CS4A decision scale
   double dense(AttentionArgs& args, int scale);
-  double csla(const CslaAttention& method, AttentionArgs& args, int scale);
+  double csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale);
   double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
-  double probe(const ProbeAttention& method, AttentionArgs& args, int scale);
+  double probe(const ProbeAttention& method, int layer, AttentionArgs& args, int scale);
   double decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
 
+  void show(int layer, int scale, const QueryTiles& tiles, const KeyLists& lists) const {
+    if (observer_) observer_(layer, scale, tiles, lists);
+  }
+
   Backend& backend_;
+  ListObserver observer_;
   AttentionPlan plan_;
   ScaleSchedule schedule_;
   std::vector<int> keys_;  // keys of scales 0 .. k

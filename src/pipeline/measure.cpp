@@ -45,23 +45,6 @@ Run draw(Session& session, Backend& backend, const PackedText& text, const WalkI
   return run;
 }
 
-/// FLOP/s of a square product in the compute type.
-double product_rate(Backend& backend) {
-  const std::int64_t side = backend.records() ? 8192 : 1024;
-  const Tensor x = backend.random(backend.compute_type(), {side, side}, 1, 1.0F);
-  const LinearPtr weight = backend.prepare_linear(backend.random(backend.compute_type(), {side, side}, 2, 0.01F), {});
-  const auto multiply = [&] { (void)backend.linear(x, *weight, Activation::none, backend.compute_type()); };
-  backend.reserve(multiply);
-  std::vector<double> times;
-  for (int i = 0; i < 12; ++i) {
-    const MarkPtr start = backend.mark();
-    multiply();
-    times.push_back(backend.mark()->seconds_since(*start));
-  }
-  times.erase(times.begin(), times.begin() + 2);
-  return 2.0 * static_cast<double>(side) * static_cast<double>(side) * static_cast<double>(side) / median(times);
-}
-
 /// Of the linear layers that run on tokens; those on texts are few and left out.
 double linear_flops(const ModelConfig& config, int rows_a_token, int pictures) {
   const InfinityConfig& t = config.transformer;
@@ -101,6 +84,22 @@ struct Model {
 };
 
 }  // namespace
+
+double product_rate(Backend& backend) {
+  const std::int64_t side = backend.records() ? 8192 : 1024;
+  const Tensor x = backend.random(backend.compute_type(), {side, side}, 1, 1.0F);
+  const LinearPtr weight = backend.prepare_linear(backend.random(backend.compute_type(), {side, side}, 2, 0.01F), {});
+  const auto multiply = [&] { (void)backend.linear(x, *weight, Activation::none, backend.compute_type()); };
+  backend.reserve(multiply);
+  std::vector<double> times;
+  for (int i = 0; i < 12; ++i) {
+    const MarkPtr start = backend.mark();
+    multiply();
+    times.push_back(backend.mark()->seconds_since(*start));
+  }
+  times.erase(times.begin(), times.begin() + 2);
+  return 2.0 * static_cast<double>(side) * static_cast<double>(side) * static_cast<double>(side) / median(times);
+}
 
 Measurement measure_model(const MeasureOptions& options) {
   const ModelConfig config = geometry(options.geometry);

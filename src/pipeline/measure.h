@@ -39,4 +39,30 @@ struct Measurement {
 /// Throws as Pipeline::load and Pipeline::generate do.
 Measurement measure_model(const MeasureOptions& options);
 
+/// FLOP/s of a square product in the compute type: the ceiling of everything else.
+double product_rate(Backend& backend);
+
+/// Medians over `repeat` warm runs of one generation, in seconds.
+struct PictureTimes {
+  double first = 0;  // the cold run before them
+  double text = 0, decode = 0, total = 0;
+  std::vector<ScaleTiming> scales;
+};
+PictureTimes measure_pictures(Pipeline& pipeline, const GenerateOptions& options, int repeat);
+
+/// One call of attention at a scale, random queries, keys and values.
+struct AttentionCase {
+  ScaleSchedule schedule;
+  AttentionPlan plan;  // layer 0 of it
+  int scale = 0;
+  int batch = 2, heads = 4, dim = 128;
+};
+struct AttentionTime {
+  double seconds = 0;  // median of warm calls; of a plan that depends on the picture, choosing keys included
+  double share = 1;    // of query-key pairs computed
+  double flops = 0;    // of the pairs computed
+  int queries = 0, keys = 0;
+};
+AttentionTime measure_attention(Backend& backend, const AttentionCase& of, int repeat);
+
 }  // namespace sparvar

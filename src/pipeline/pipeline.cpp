@@ -248,6 +248,7 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   inputs.tau = per_scale(options.tau, impl_->config.default_tau, scales, "tau", 1e-4F);
   inputs.sampling = {options.seed, options.top_k, options.top_p, options.greedy};
   inputs.cancel = options.cancel;
+  inputs.on_lists = options.on_lists;
 
   GenerateResult result;
   result.scales.resize(scales);

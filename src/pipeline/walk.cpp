@@ -101,6 +101,7 @@ void Walk::run_recorded(const WalkInputs& inputs) {
 
 const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const WalkWatch& watch) {
   write_inputs(text, inputs);
+  state_.observe_lists(inputs.on_lists);
   if (backend_.records() && !watch.observe && !watch.forced_bits)
     run_recorded(inputs);
   else

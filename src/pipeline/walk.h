@@ -18,6 +18,7 @@ struct WalkInputs {
   Sampling sampling;
   std::uint64_t first_picture = 0;
   std::function<void(const ScaleTiming&, int scale)> on_scale;
+  ListObserver on_lists;  // not on a device that records
   const std::atomic<bool>* cancel = nullptr;
 };
 

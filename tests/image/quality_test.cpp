@@ -1,11 +1,15 @@
 // PSNR and SSIM against their definitions.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <random>
+#include <sstream>
 
 #include "sparvar/error.h"
 #include "sparvar/image.h"
+#include "support.h"
 
 namespace sparvar {
 namespace {
@@ -84,6 +88,63 @@ TEST(Ssim, MatchesTheDefinition) {
     EXPECT_NEAR(ssim(a, random_image(width, height, 5)), reference_ssim(a, random_image(width, height, 5)), 1e-9);
     EXPECT_NEAR(ssim(a, a), 1, 1e-12);
   }
+}
+
+/// The pictures of scripts/image_quality_reference.py.
+Image formula_picture(int width, int height) {
+  Image image{width, height, {}};
+  for (int y = 0; y < height; ++y)
+    for (int x = 0; x < width; ++x)
+      for (int c = 0; c < 3; ++c)
+        image.rgb.push_back(static_cast<std::uint8_t>((x * x / (7 + c) + 3 * y * (c + 1) + (x > y ? 90 : 0)) % 256));
+  return image;
+}
+
+Image changed(const Image& image, const std::string& kind) {
+  Image out = image;
+  for (std::size_t i = 0; i < image.rgb.size(); ++i) {
+    const int value = image.rgb[i];
+    if (kind.starts_with("noise")) {
+      const auto amount = static_cast<std::uint32_t>(std::stoi(kind.substr(5)));
+      std::uint32_t h = static_cast<std::uint32_t>(i) * 2654435761U;
+      h = (h ^ h >> 15) * 2246822519U;
+      const int noise = static_cast<int>((h >> 8) % (2 * amount + 1)) - static_cast<int>(amount);
+      out.rgb[i] = static_cast<std::uint8_t>(std::clamp(value + noise, 0, 255));
+    } else if (kind == "posterised") {
+      out.rgb[i] = static_cast<std::uint8_t>(value & 0xE0);
+    } else if (kind == "shifted") {
+      const std::size_t row = 3 * static_cast<std::size_t>(image.width);
+      out.rgb[i] = image.rgb[i / row * row + (i % row + row - 3) % row];
+    } else if (kind == "darker") {
+      out.rgb[i] = static_cast<std::uint8_t>(value * 3 / 4);
+    } else {
+      EXPECT_EQ(kind, "inverted");
+      out.rgb[i] = static_cast<std::uint8_t>(255 - value);
+    }
+  }
+  return out;
+}
+
+TEST(Quality, AgreesWithScikitImage) {
+  std::ifstream file(testing::data_dir() + "/image-quality/expected.csv");
+  std::string line;
+  std::getline(file, line);  // where it is from
+  std::getline(file, line);
+  ASSERT_EQ(line, "width,height,change,psnr,ssim");
+  int rows = 0;
+  for (; std::getline(file, line); ++rows) {
+    std::replace(line.begin(), line.end(), ',', ' ');
+    std::istringstream fields(line);
+    int width = 0, height = 0;
+    std::string kind;
+    double expected_psnr = 0, expected_ssim = 0;
+    ASSERT_TRUE(fields >> width >> height >> kind >> expected_psnr >> expected_ssim) << line;
+    const Image a = formula_picture(width, height);
+    const Image b = changed(a, kind);
+    EXPECT_NEAR(psnr(a, b), expected_psnr, 1e-4) << line;
+    EXPECT_NEAR(ssim(a, b), expected_ssim, 1e-4) << line;
+  }
+  EXPECT_EQ(rows, 21);
 }
 
 TEST(Quality, RefusesPicturesOfOtherSizes) {

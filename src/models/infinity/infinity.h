@@ -86,6 +86,7 @@ class Infinity::State {
  public:
   const StateShape& shape() const { return shape_; }
   const AttentionRunner& attention() const { return attention_; }
+  void observe_lists(ListObserver observer) { attention_.observe(std::move(observer)); }
 
  private:
   friend class Infinity;

@@ -1,0 +1,30 @@
+// Attention plans as flags name them: a preset, or a file.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "sparvar/attention_plan.h"
+
+namespace sparvar::cli {
+
+/// A preset, or a JSON file.
+struct PlanSource {
+  std::string preset;
+  std::string file;
+};
+
+/// Declares --attention and --plan, which exclude each other. `otherwise`: the preset where neither is given.
+void add_plan_source(CLI::App& command, PlanSource& source, const std::string& otherwise);
+AttentionPlan load_plan(const PlanSource& source, int layers, int scales);
+
+/// Parts of a comma list; throws CLI::ValidationError naming the flag where one is empty.
+std::vector<std::string> comma_list(const std::string& flag, const std::string& text);
+/// Throws CLI::ValidationError, with the nearest name, where there is no such preset.
+void check_preset(const std::string& flag, const std::string& name);
+/// Names that are files: those that end in .json.
+bool names_file(const std::string& name);
+AttentionPlan plan_of(const std::string& preset_or_file, int layers, int scales);
+
+}  // namespace sparvar::cli

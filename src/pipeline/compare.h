@@ -1,0 +1,42 @@
+// Plans beside dense attention: the same prompt and seed, how far the pictures are apart, what each plan cost.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "sparvar/pipeline.h"
+
+namespace sparvar {
+
+struct CompareOptions {
+  GenerateOptions generate;          // one prompt, one picture; the plan of it is not used
+  std::vector<AttentionPlan> plans;  // at least one
+  bool warm_up = true;               // one dense picture is drawn and thrown away first: only warm times compare
+};
+
+/// One way to draw the picture.
+struct Drawn {
+  AttentionPlan plan;
+  Image image;
+  GenerateResult result;  // times; its pictures are in `image`
+  double psnr = 0;        // against dense; infinite where nothing differs
+  double ssim = 1;
+};
+
+struct Comparison {
+  Drawn dense;
+  std::vector<Drawn> plans;
+  double cold_seconds = 0;  // of the picture thrown away; 0: there was none
+};
+
+/// Throws as Pipeline::generate does.
+Comparison compare(Pipeline& pipeline, const CompareOptions& options);
+
+/// One row a plan: dense, the plan's picture, the difference times `gain` on gray; a caption under each, `title` above.
+Image comparison_sheet(const Comparison& comparison, const std::string& title, int gain);
+
+/// Of query-key pairs at the scales where `plan` computes fewer than all: the share it computes. 1 where it has none.
+double sparse_share(const GenerateResult& result);
+
+}  // namespace sparvar
