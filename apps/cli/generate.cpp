@@ -251,7 +251,10 @@ void generate(Settings& settings) {
                 "planned from what is free");
   draw_previews(settings, output);
   MemoryPlan memory;
-  if (settings.pipeline.device == "cpu") memory = prepare(settings, model_outline(settings.pipeline.model_dir));
+  if (settings.pipeline.device == "cpu")
+    memory = prepare(settings, model_outline(settings.pipeline.model_dir));
+  else
+    plan_memory(settings.pipeline, options);  // what the model cannot do is said before it is loaded
 
   ProgressDisplay display(settings.quiet);
   settings.pipeline.on_progress =

@@ -154,7 +154,6 @@ ImageMetadata picture_metadata(const Run& run, const Picture& picture) {
       static_cast<std::uint64_t>(picture.picture_index);
   settings["picture_index"] = picture.picture_index;
   settings["prompt_index"] = picture.prompt_index;
-  settings["backend"] = run.model.backend;
   settings["plan"] = plan_json(run.options.plan);
   return {{"Software", "sparvar " SPARVAR_VERSION},
           {"prompt", picture.prompt},
