@@ -293,9 +293,9 @@ void add_generate(CLI::App& program, Action& chosen) {
   CLI::App* command = program.add_subcommand("generate", "Draws pictures from prompts");
   command->allow_extras();  // refuse_unknown names them, with the nearest flag
   const auto settings = std::make_shared<Settings>();
-  declare_rest(*command, *settings);
-  declare_shape(*command, settings->generate);
   declare_sampling(*command, settings->generate);
+  declare_shape(*command, settings->generate);
+  declare_rest(*command, *settings);
   declare_files(*command, *settings);
   command->callback([settings, command, &chosen] {
     settings->precision_given = command->count("--dtype") > 0;
