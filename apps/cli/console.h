@@ -9,6 +9,9 @@ namespace sparvar::cli {
 /// "sparvar: message" on stderr; control characters, which a prompt or a file name may hold, become spaces.
 void print_error(std::string_view message);
 
+/// A line on stderr, beside the results.
+void print_aside(std::string_view line);
+
 /// Throws Error(system) where stdout does not take it (a full disk). A reader that has gone is not an error of ours
 /// to explain, but the exit code says it.
 void print(std::string_view text);

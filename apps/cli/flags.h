@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <system_error>
@@ -43,6 +44,12 @@ CLI::Option* add_number(CLI::App& command, const std::string& names, T& target, 
           names, [&target, range, flag](const std::string& text) { target = parse_number(flag, text, range); }, help)
       ->type_name("N");
 }
+
+/// "2G", "500M", "1.5GB", a plain number: bytes, in powers of 1000; throws CLI::ValidationError naming the flag.
+std::int64_t parse_bytes(const std::string& flag, const std::string& text);
+
+/// "1.23 GB" or "345 MB".
+std::string bytes_text(std::int64_t bytes);
 
 /// Declares a flag that takes a number, or a comma list of them (one per scale).
 CLI::Option* add_number_list(CLI::App& command, const std::string& name, std::vector<float>& target,

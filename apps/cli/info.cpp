@@ -1,4 +1,4 @@
-// sparvar info: what model this is, and what it runs on.
+// sparvar info: what model this is, and what it runs on; or how a picture was drawn.
 #include <fmt/format.h>
 
 #include <memory>
@@ -6,7 +6,9 @@
 #include "commands.h"
 #include "console.h"
 #include "device_flag.h"
+#include "image/atomic_file.h"
 #include "machine.h"
+#include "picture_info.h"
 #include "report.h"
 
 namespace sparvar::cli {
@@ -14,6 +16,8 @@ namespace {
 
 struct Settings {
   PipelineOptions pipeline;
+  std::string picture;
+  std::string plan_out;
   bool json = false;
 };
 
@@ -30,6 +34,7 @@ std::string text_info(const ModelInfo& model) {
   const auto millions = [](std::int64_t parameters) { return static_cast<double>(parameters) / 1e6; };
   std::string out;
   out += fmt::format("model         {}\n", model.model_dir);
+  out += fmt::format("hash          {}\n", model.model_hash);
   out += fmt::format("architecture  {}: {} layers, width {}, {} heads of {}, {} bits a token\n", model.architecture,
                      model.layers, model.width, model.heads, model.head_dim, model.bits);
   out += fmt::format("parameters    {:.1f} M: transformer {:.1f} M, picture decoder {:.1f} M, text encoder {:.1f} M\n",
@@ -44,6 +49,7 @@ std::string text_info(const ModelInfo& model) {
                      static_cast<double>(machine.memory_bytes) / 1e9);
   out += fmt::format("runs on       {}{}\n", model.backend,
                      model.why_no_gpu.empty() ? "" : fmt::format(" ({})", model.why_no_gpu));
+  if (!model.why_backend.empty()) out += fmt::format("because       {}\n", model.why_backend);
   if (model.memory.total > 0) {
     const auto mib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
     out += fmt::format(
@@ -54,7 +60,19 @@ std::string text_info(const ModelInfo& model) {
   return out;
 }
 
+void about_picture(const Settings& settings) {
+  if (settings.plan_out.empty()) return print(picture_report(settings.picture, settings.json));
+  const std::string plan = plan_text(read_image_metadata(settings.picture));
+  if (plan.empty())
+    throw Error(
+        ErrorKind::input,
+        fmt::format("{}: holds no attention plan; --plan-out is for pictures that sparvar drew", settings.picture));
+  write_file_atomically(settings.plan_out, {reinterpret_cast<const std::uint8_t*>(plan.data()), plan.size()});
+}
+
 void info(const Settings& settings) {
+  if (!settings.picture.empty()) return about_picture(settings);
+  if (!settings.plan_out.empty()) throw Error(ErrorKind::usage, "--plan-out writes the plan of a picture: name one");
   const Pipeline pipeline = Pipeline::load(settings.pipeline);
   const ModelInfo& model = pipeline.info();
   if (settings.json) {
@@ -71,6 +89,10 @@ void add_info(CLI::App& program, Action& chosen) {
   CLI::App* command = program.add_subcommand("info", "Says what the model is and what this machine runs it with");
   command->allow_extras();
   const auto settings = std::make_shared<Settings>();
+  command->add_option("picture", settings->picture, "A picture: says how it was drawn, and how to draw it again")
+      ->option_text("[PICTURE]");
+  command->add_option("--plan-out", settings->plan_out, "Writes the picture's attention plan as JSON")
+      ->type_name("FILE");
   command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
       ->type_name("DIR");
   add_device(*command, settings->pipeline);

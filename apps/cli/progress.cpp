@@ -6,17 +6,21 @@
 #include <cstdio>
 
 #include "console.h"
+#include "flags.h"
 
 namespace sparvar::cli {
 namespace {
 
 constexpr std::size_t bar_width = 30;
+constexpr std::chrono::seconds kBetweenLines{2};
 
 /// What was just finished.
 std::string describe(const Progress& progress) {
   switch (progress.stage) {
     case Progress::Stage::load:
-      return "model loaded";
+      if (progress.bytes_done < progress.bytes_total)
+        return fmt::format("loading, {} of {}", bytes_text(progress.bytes_done), bytes_text(progress.bytes_total));
+      return fmt::format("model loaded ({})", bytes_text(progress.bytes_total));
     case Progress::Stage::text:
       return "prompts encoded";
     case Progress::Stage::decode:
@@ -28,7 +32,10 @@ std::string describe(const Progress& progress) {
 }
 
 std::string bar(const Progress& progress) {
-  const double share = std::clamp(static_cast<double>(progress.done) / std::max(progress.total, 1), 0.0, 1.0);
+  const bool loading = progress.stage == Progress::Stage::load;
+  const auto done = static_cast<double>(loading ? progress.bytes_done : progress.done);
+  const auto total = static_cast<double>(loading ? progress.bytes_total : progress.total);
+  const double share = std::clamp(done / std::max(total, 1.0), 0.0, 1.0);
   const auto filled = static_cast<std::size_t>(static_cast<double>(bar_width) * share);
   return std::string(filled, '#') + std::string(bar_width - filled, '.');
 }
@@ -41,9 +48,14 @@ ProgressDisplay::~ProgressDisplay() { clear(); }
 
 void ProgressDisplay::show(const Progress& progress) {
   if (quiet_) return;
+  // Lines are for what is done; of a long loading every few seconds one says how far it is.
+  const auto now = std::chrono::steady_clock::now();
+  const bool unfinished = progress.bytes_done < progress.bytes_total;
+  if (!terminal_ && unfinished && now - last_line_ < kBetweenLines) return;
+  last_line_ = now;
   std::string line;
   if (terminal_) {
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
+    const std::chrono::duration<double> elapsed = now - start_;
     line = fmt::format("\r[{}] {}, {:.1f} s\x1B[K", bar(progress), describe(progress), elapsed.count());
     drawn_ = true;
   } else {

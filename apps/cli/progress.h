@@ -1,4 +1,4 @@
-// Progress by scale on stderr: a bar that is redrawn on a terminal, a line per scale elsewhere.
+// Progress of loading and by scale on stderr: a bar that is redrawn on a terminal, a line per scale elsewhere.
 #pragma once
 
 #include <chrono>
@@ -23,6 +23,7 @@ class ProgressDisplay {
   bool terminal_;
   bool drawn_ = false;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point last_line_ = start_;
 };
 
 }  // namespace sparvar::cli

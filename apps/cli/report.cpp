@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+#include <utility>
+
+#include "flags.h"
 #include "machine.h"
 
 namespace sparvar::cli {
@@ -11,6 +15,7 @@ using Json = nlohmann::ordered_json;
 
 struct Sums {
   double scales = 0;
+  double cold = 0;
   double attention = 0;
 };
 
@@ -18,6 +23,7 @@ Sums sum_of(const std::vector<ScaleTiming>& scales) {
   Sums sums;
   for (const ScaleTiming& scale : scales) {
     sums.scales += scale.seconds;
+    sums.cold += scale.cold_seconds;
     sums.attention += scale.attention_seconds;
   }
   return sums;
@@ -47,7 +53,19 @@ Json settings_json(const Run& run) {
           {"top_k", run.options.top_k},
           {"top_p", shortest(run.options.top_p)},
           {"greedy", run.options.greedy},
+          {"aspect", run.options.aspect},
+          {"size", run.options.size},
+          {"skip_scales", run.options.skip_scales},
+          {"uncond_until", run.options.uncond_until},
           {"dtype", name_of(run.precision)}};
+}
+
+Json memory_json(const MemoryPlan& plan) {
+  if (plan.peak == 0) return {};
+  return {{"planned_peak_bytes", plan.peak},       {"program_bytes", plan.program},
+          {"weights_bytes", plan.weights},         {"cache_bytes", plan.cache},
+          {"activations_bytes", plan.activations}, {"decoder_bytes", plan.decoder},
+          {"pictures_bytes", plan.pictures},       {"batch", plan.batch}};
 }
 
 Json plan_json(const AttentionPlan& plan) { return Json::parse(plan.to_json()); }
@@ -58,6 +76,7 @@ Json timing_json(const Run& run) {
   for (const ScaleTiming& scale : run.result.scales) {
     scales.push_back({{"grid", grid_json(scale.grid)},
                       {"seconds", scale.seconds},
+                      {"cold_seconds", scale.cold_seconds},
                       {"attention_seconds", scale.attention_seconds},
                       {"share_of_pairs", scale.share_of_pairs}});
   }
@@ -67,6 +86,10 @@ Json timing_json(const Run& run) {
           {"scales_seconds", sums.scales},
           {"attention_seconds", sums.attention},
           {"decode_seconds", run.result.decode_seconds},
+          {"cold_decode_seconds", run.result.cold_decode_seconds},
+          {"preview_seconds", run.result.preview_seconds},
+          {"batches", run.result.batches},
+          {"cold_batches", run.result.cold_batches},
           {"total_seconds", run.result.total_seconds},
           {"pictures_per_second", ratio(static_cast<double>(run.result.pictures.size()), run.result.total_seconds)}};
 }
@@ -82,6 +105,7 @@ Json to_json(const ModelInfo& model) {
   for (const Grid& grid : model.schedule) schedule.push_back(grid_json(grid));
   return {
       {"folder", model.model_dir},
+      {"hash", model.model_hash},
       {"architecture", model.architecture},
       {"layers", model.layers},
       {"width", model.width},
@@ -101,6 +125,8 @@ Json machine_json(const ModelInfo& model) {
           {"cores", machine.cores},
           {"memory_bytes", machine.memory_bytes},
           {"backend", model.backend},
+          {"why_backend", model.why_backend},
+          {"why_no_gpu", model.why_no_gpu},
           {"peak_memory_bytes", peak_memory_bytes()},
           {"gpu_memory", model.memory.total == 0 ? Json()
                                                  : Json({{"weights_bytes", model.memory.weights},
@@ -109,14 +135,31 @@ Json machine_json(const ModelInfo& model) {
                                                          {"total_bytes", model.memory.total}})}};
 }
 
+std::string memory_line(const MemoryPlan& plan) {
+  std::string parts;
+  const std::pair<const char*, std::int64_t> all[] = {{"program", plan.program}, {"weights", plan.weights},
+                                                      {"KV cache", plan.cache},  {"activations", plan.activations},
+                                                      {"decoder", plan.decoder}, {"pictures", plan.pictures}};
+  for (const auto& [name, bytes] : all)
+    parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", name, bytes_text(bytes));
+  return fmt::format("memory: {} at most (estimate): {}; {} a batch, {}", bytes_text(plan.peak), parts,
+                     plan.batch == 1 ? "1 picture" : fmt::format("{} pictures", plan.batch), name_of(plan.precision));
+}
+
 ImageMetadata picture_metadata(const Run& run, const Picture& picture) {
   Json settings = settings_json(run);
-  settings["picture"] = picture.picture_index;
+  settings["picture"] =
+      run.options.first_picture +
+      static_cast<std::uint64_t>(picture.prompt_index) * static_cast<std::uint64_t>(run.options.pictures_per_prompt) +
+      static_cast<std::uint64_t>(picture.picture_index);
+  settings["picture_index"] = picture.picture_index;
   settings["prompt_index"] = picture.prompt_index;
   settings["plan"] = plan_json(run.options.plan);
   return {{"Software", "sparvar " SPARVAR_VERSION},
           {"prompt", picture.prompt},
           {"seed", std::to_string(run.options.seed)},
+          {"model", std::filesystem::path(run.model.model_dir).lexically_normal().filename().string()},
+          {"model_hash", run.model.model_hash},
           {"settings", settings.dump(-1, ' ', false, Json::error_handler_t::replace)}};
 }
 
@@ -134,6 +177,9 @@ std::string json_report(const Run& run) {
   }
   return dump({{"pictures", pictures},
                {"settings", settings_json(run)},
+               {"attention", run.result.attention_path},
+               {"uncond_scales", run.result.uncond_until},
+               {"memory", memory_json(run.memory)},
                {"timings", timing_json(run)},
                {"plan", plan_json(run.options.plan)},
                {"model", to_json(run.model)},
@@ -141,26 +187,48 @@ std::string json_report(const Run& run) {
 }
 
 std::string text_report(const Run& run) {
+  const GenerateResult& result = run.result;
+  const int warm_batches = result.batches - result.cold_batches;
+  // Seconds of one batch that was cold or warm; "-" where there was none.
+  const auto each = [](double seconds, int batches) {
+    return batches > 0 ? fmt::format("{:.3f}", seconds / batches) : std::string("-");
+  };
+  const auto cold_and_warm = [&](double cold, double all) {
+    return fmt::format("{:>8}  {:>8}", each(cold, result.cold_batches), each(all - cold, warm_batches));
+  };
   std::string out;
   for (const std::string& path : run.paths) out += path + "\n";
-  out += "\nscale   tokens   seconds  attention  pairs computed\n";
-  for (std::size_t i = 0; i < run.result.scales.size(); ++i) {
-    const ScaleTiming& scale = run.result.scales[i];
-    out += fmt::format("{:5}  {:>7}  {:8.3f}  {:7.0f} %  {:12.1f} %\n", i,
-                       fmt::format("{}x{}", scale.grid.h, scale.grid.w), scale.seconds,
+  out += "\nscale   tokens      cold      warm  attention  pairs computed\n";
+  for (std::size_t i = 0; i < result.scales.size(); ++i) {
+    const ScaleTiming& scale = result.scales[i];
+    out += fmt::format("{:5}  {:>7}  {}  {:7.0f} %  {:12.1f} %\n", i, fmt::format("{}x{}", scale.grid.h, scale.grid.w),
+                       cold_and_warm(scale.cold_seconds, scale.seconds),
                        100 * ratio(scale.attention_seconds, scale.seconds), 100 * scale.share_of_pairs);
   }
-  const Sums sums = sum_of(run.result.scales);
-  const auto pictures = static_cast<double>(run.result.pictures.size());
-  out += fmt::format("text     {:8.3f} s\n", run.result.text_seconds);
-  out += fmt::format("scales   {:8.3f} s, {:.0f} % of it attention\n", sums.scales,
+  if (result.scales.size() < result.schedule.size())
+    out += fmt::format("       {:>7}  left out\n",
+                       fmt::format("{}x{}", result.schedule.back().h, result.schedule.back().w));
+  const Sums sums = sum_of(result.scales);
+  out += fmt::format("scales          {}  {:7.0f} %\n", cold_and_warm(sums.cold, sums.scales),
                      100 * ratio(sums.attention, sums.scales));
-  out += fmt::format("decode   {:8.3f} s\n", run.result.decode_seconds);
-  out += fmt::format("total    {:8.3f} s, {:.3f} pictures/s, after {:.3f} s of loading\n", run.result.total_seconds,
-                     ratio(pictures, run.result.total_seconds), run.load_seconds);
-  out += fmt::format("attention {}, {}, {}, {:.0f} MB at most\n", run.options.plan.name, name_of(run.precision),
-                     run.model.backend, static_cast<double>(peak_memory_bytes()) / 1e6);
-  return out;
+  out += fmt::format("decode          {}\n", cold_and_warm(result.cold_decode_seconds, result.decode_seconds));
+  out += fmt::format("seconds of a batch: {} cold (weights are packed, memory is fresh), {} warm\n\n",
+                     result.cold_batches, warm_batches);
+  out += fmt::format("load     {:8.3f} s\ntext     {:8.3f} s\n", run.load_seconds, result.text_seconds);
+  if (result.preview_seconds > 0) out += fmt::format("previews {:8.3f} s\n", result.preview_seconds);
+  out += fmt::format("total    {:8.3f} s, {:.3f} pictures/s, loading not counted\n", result.total_seconds,
+                     ratio(static_cast<double>(result.pictures.size()), result.total_seconds));
+  out += fmt::format("guidance {}\n", result.uncond_until == 0 ? std::string("none")
+                                      : result.uncond_until == static_cast<int>(result.scales.size())
+                                          ? std::string("at all scales")
+                                          : fmt::format("at scales 0 to {}", result.uncond_until - 1));
+  out += fmt::format("attention {}\n", result.attention_path);
+  out += fmt::format("runs on  {}, {}", run.model.backend, name_of(run.precision));
+  for (const std::string& why : {run.model.why_backend, run.model.why_no_gpu})
+    if (!why.empty()) out += "; " + why;
+  out += fmt::format("\nmemory   {} at most", bytes_text(peak_memory_bytes()));
+  if (run.memory.peak > 0) out += fmt::format(", {} were planned", bytes_text(run.memory.peak));
+  return out + "\n";
 }
 
 }  // namespace sparvar::cli

@@ -15,6 +15,7 @@ struct Run {
   const ModelInfo& model;
   const GenerateOptions& options;
   const GenerateResult& result;
+  const MemoryPlan& memory;        // peak 0 on a GPU
   std::vector<std::string> paths;  // of result.pictures, in order
   Precision precision = Precision::bf16;
   double load_seconds = 0;
@@ -23,7 +24,10 @@ struct Run {
 std::string text_report(const Run& run);
 std::string json_report(const Run& run);
 
-/// The settings that make a picture again, kept in its PNG.
+/// "memory 345 MB planned: program 40, weights 60, ...".
+std::string memory_line(const MemoryPlan& plan);
+
+/// The settings that make a picture again, kept in its file; `sparvar info` reads them.
 ImageMetadata picture_metadata(const Run& run, const Picture& picture);
 
 const char* name_of(Precision precision);

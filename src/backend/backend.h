@@ -113,6 +113,8 @@ class Backend {
   virtual ~Backend() = default;
   virtual DType compute_type() const = 0;
   virtual std::string describe() const = 0;  // e.g. "cpu, avx512-bf16, 2 threads"
+  /// Why these instructions and no others, in one line; empty where there is no choice.
+  virtual std::string why() const { return {}; }
 
   // ---- running
   /// Programs are recorded at their first run and replayed afterwards; work is asynchronous.

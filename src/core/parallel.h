@@ -9,6 +9,9 @@
 
 namespace sparvar {
 
+/// Threads that the loops below take.
+inline int usable_threads() { return omp_get_max_threads(); }
+
 /// Calls body(i) for i in [0, count); pieces are handed out one by one. The first exception is rethrown.
 template <typename Body>
 void parallel_for(std::int64_t count, Body&& body) {

@@ -148,26 +148,31 @@ const ScaleSchedule* schedule_1m(double ratio) {
 }
 
 std::optional<int> scales_of_size(std::string_view size) {
-  constexpr std::pair<std::string_view, int> sizes[] = {{"0.06M", 7}, {"0.25M", 10}, {"0.60M", 12}, {"1M", 13}};
-  for (const auto& [name, scales] : sizes)
+  for (const auto& [name, scales] : kSizes)
     if (name == size) return scales;
   return std::nullopt;
 }
 
-std::optional<Grid> rope_grid_of(const ScaleSchedule& schedule) {
-  if (schedule.empty()) return std::nullopt;
+const Resolution* resolution_of(const ScaleSchedule& schedule) {
+  if (schedule.empty()) return nullptr;
   const double ratio = static_cast<double>(schedule.back().h) / schedule.back().w;
   double nearest = std::numeric_limits<double>::infinity();
-  std::optional<Grid> found;
+  const Resolution* found = nullptr;
   for (const Resolution& resolution : resolutions_1m()) {
     const ScaleSchedule& full = resolution.schedule;
     if (schedule.size() > full.size() || !std::equal(schedule.begin(), schedule.end(), full.begin())) continue;
     const double distance = std::abs(resolution.ratio - ratio);
     if (distance >= nearest) continue;
     nearest = distance;
-    found = full.back();
+    found = &resolution;
   }
   return found;
+}
+
+std::optional<Grid> rope_grid_of(const ScaleSchedule& schedule) {
+  const Resolution* resolution = resolution_of(schedule);
+  if (resolution == nullptr) return std::nullopt;
+  return resolution->schedule.back();
 }
 
 }  // namespace sparvar

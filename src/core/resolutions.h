@@ -21,11 +21,21 @@ const std::vector<Resolution>& resolutions_1m();
 /// The 1M schedule of a ratio of the list (to 0.002), or null.
 const ScaleSchedule* schedule_1m(double ratio);
 
-/// How many of the 13 scales a size has: "0.06M" 7, "0.25M" 10, "0.60M" 12, "1M" 13; nothing for other names.
+/// The resolution whose 1M schedule begins with `schedule`, or null. Where several begin alike, the one whose ratio is
+/// nearest to the last grid's.
+const Resolution* resolution_of(const ScaleSchedule& schedule);
+
+/// The sizes, smallest first, and how many of the 13 scales each has.
+struct SizeName {
+  std::string_view name;
+  int scales = 0;
+};
+inline constexpr SizeName kSizes[] = {{"0.06M", 7}, {"0.25M", 10}, {"0.60M", 12}, {"1M", 13}};
+
+/// Nothing for other names.
 std::optional<int> scales_of_size(std::string_view size);
 
-/// The last grid of the 1M schedule that begins with `schedule`: RoPE positions of every size map to it. Where several
-/// begin alike, the one whose ratio is nearest to the last grid's. Nothing where none does.
+/// The last grid of the 1M schedule of resolution_of(schedule): RoPE positions of every size map to it.
 std::optional<Grid> rope_grid_of(const ScaleSchedule& schedule);
 
 }  // namespace sparvar

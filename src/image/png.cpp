@@ -4,22 +4,17 @@
 #include <png.h>
 
 #include <array>
-#include <cerrno>
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
-#include <memory>
-#include <system_error>
 
-#include "image/atomic_file.h"
+#include "image/codecs.h"
+#include "image/orientation.h"
 #include "sparvar/error.h"
-#include "sparvar/image.h"
 
 namespace sparvar {
 namespace {
 
-constexpr png_uint_32 kLargestSide = 32768;
-constexpr std::uint64_t kMostPixels = std::uint64_t{1} << 27;
 constexpr int kCompressionLevel = 4;  // of zlib: 6 takes twice as long for a few per cent
 
 /// What libpng said last, kept outside the frames that longjmp leaves.
@@ -46,11 +41,11 @@ struct Writer {
   png_structp png = nullptr;
   png_infop info = nullptr;
   Failure failure;
-  std::vector<std::uint8_t> bytes;
+  Bytes bytes;
 };
 
 void append(png_structp png, png_bytep data, png_size_t length) {
-  auto* bytes = static_cast<std::vector<std::uint8_t>*>(png_get_io_ptr(png));
+  auto* bytes = static_cast<Bytes*>(png_get_io_ptr(png));
   bool failed = false;
   try {
     bytes->insert(bytes->end(), data, data + length);
@@ -83,11 +78,6 @@ bool encode(Writer& writer, const Image& image, png_textp texts, int text_count)
 std::vector<png_text> text_chunks(const ImageMetadata& metadata) {
   std::vector<png_text> texts;
   for (const auto& [keyword, value] : metadata) {
-    bool printable = !keyword.empty() && keyword.size() <= 79 && keyword.front() != ' ' && keyword.back() != ' ';
-    for (const char c : keyword) printable = printable && c >= ' ' && c <= '~';
-    if (!printable)
-      throw Error(ErrorKind::usage,
-                  fmt::format("'{}' cannot be the keyword of a PNG text: 1 to 79 ASCII letters", keyword));
     png_text text{};
     text.compression = PNG_ITXT_COMPRESSION_NONE;
     text.key = const_cast<png_charp>(keyword.c_str());  // NOLINT: libpng only reads it
@@ -101,7 +91,11 @@ std::vector<png_text> text_chunks(const ImageMetadata& metadata) {
 // ---- reading
 
 struct Reader {
-  Reader() = default;
+  Reader(const std::string& path, ByteView file) : rest(file) {
+    png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &failure, on_error, on_warning);
+    if (png != nullptr) info = png_create_info_struct(png);
+    if (info == nullptr) throw Error(ErrorKind::system, fmt::format("cannot read {}: libpng does not start", path));
+  }
   Reader(const Reader&) = delete;
   Reader& operator=(const Reader&) = delete;
   ~Reader() { png_destroy_read_struct(&png, &info, nullptr); }
@@ -109,19 +103,37 @@ struct Reader {
   png_structp png = nullptr;
   png_infop info = nullptr;
   Failure failure;
+  ByteView rest;
   png_uint_32 width = 0;
   png_uint_32 height = 0;
+  int orientation = 1;
 };
 
-/// Reads the header and asks for 8-bit RGBA rows whatever the file holds.
-bool read_header(Reader& reader, std::FILE* file) {
+void take(png_structp png, png_bytep out, png_size_t length) {
+  auto* rest = static_cast<ByteView*>(png_get_io_ptr(png));
+  if (length > rest->size()) png_error(png, "the file ends too early");
+  std::memcpy(out, rest->data(), length);
+  *rest = rest->subspan(length);
+}
+
+bool read_header(Reader& reader) {
   if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
-  png_init_io(reader.png, file);
+  png_set_read_fn(reader.png, &reader.rest, take);
   png_set_user_limits(reader.png, kLargestSide, kLargestSide);
   png_set_chunk_malloc_max(reader.png, 64 << 20);
   png_read_info(reader.png, reader.info);
   reader.width = png_get_image_width(reader.png, reader.info);
   reader.height = png_get_image_height(reader.png, reader.info);
+  png_uint_32 exif_size = 0;
+  png_bytep exif = nullptr;
+  if (png_get_eXIf_1(reader.png, reader.info, &exif_size, &exif) != 0 && exif != nullptr)
+    reader.orientation = exif_orientation({exif, exif_size});
+  return true;
+}
+
+/// 8-bit RGBA rows whatever the file holds.
+bool ask_for_rgba(Reader& reader) {
+  if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
   png_set_expand(reader.png);  // palette and small gray to 8 bits, transparent colours to alpha
   png_set_scale_16(reader.png);
   png_set_gray_to_rgb(reader.png);
@@ -138,35 +150,9 @@ bool read_rows(Reader& reader, png_bytepp rows) {
   return true;
 }
 
-Image lay_on_white(const std::vector<std::uint8_t>& rgba, png_uint_32 width, png_uint_32 height) {
-  Image image{static_cast<int>(width), static_cast<int>(height), {}};
-  const std::size_t pixels = static_cast<std::size_t>(width) * height;
-  image.rgb.resize(pixels * 3);
-  for (std::size_t i = 0; i < pixels; ++i) {
-    const unsigned alpha = rgba[4 * i + 3];
-    for (std::size_t c = 0; c < 3; ++c)
-      image.rgb[3 * i + c] = static_cast<std::uint8_t>((rgba[4 * i + c] * alpha + 255 * (255 - alpha) + 127) / 255);
-  }
-  return image;
-}
-
-[[noreturn]] void fail_reading(const std::string& path, const std::string& why) {
-  throw Error(ErrorKind::input, fmt::format("cannot read {}: {}", path, why));
-}
-
-void check_pixels(const Image& image) {
-  const bool fits =
-      image.width > 0 && image.height > 0 &&
-      image.rgb.size() == static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.height) * 3;
-  if (!fits)
-    throw Error(ErrorKind::usage, fmt::format("a picture of {}x{} pixels cannot hold {} bytes", image.width,
-                                              image.height, image.rgb.size()));
-}
-
 }  // namespace
 
-void write_png(const std::string& path, const Image& image, const ImageMetadata& metadata) {
-  check_pixels(image);
+Bytes encode_png(const std::string& path, const Image& image, const ImageMetadata& metadata) {
   std::vector<png_text> texts = text_chunks(metadata);
   Writer writer;
   writer.png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &writer.failure, on_error, on_warning);
@@ -175,35 +161,36 @@ void write_png(const std::string& path, const Image& image, const ImageMetadata&
     throw Error(ErrorKind::system, fmt::format("cannot write {}: libpng does not start", path));
   if (!encode(writer, image, texts.data(), static_cast<int>(texts.size())))
     throw Error(ErrorKind::system, fmt::format("cannot write {}: {}", path, writer.failure.text.data()));
-  write_file_atomically(path, writer.bytes);
+  return std::move(writer.bytes);
 }
 
-Image read_png(const std::string& path) {
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rbe"), std::fclose);
-  if (!file) fail_reading(path, std::generic_category().message(errno));
-  std::array<png_byte, 8> signature{};
-  errno = 0;
-  const std::size_t got = std::fread(signature.data(), 1, signature.size(), file.get());
-  if (std::ferror(file.get()) != 0) fail_reading(path, std::generic_category().message(errno));
-  if (got != signature.size() || png_sig_cmp(signature.data(), 0, signature.size()) != 0)
-    fail_reading(path, "it is not a PNG file");
-
-  Reader reader;
-  reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader.failure, on_error, on_warning);
-  if (reader.png != nullptr) reader.info = png_create_info_struct(reader.png);
-  if (reader.info == nullptr)
-    throw Error(ErrorKind::system, fmt::format("cannot read {}: libpng does not start", path));
-  png_set_sig_bytes(reader.png, static_cast<int>(signature.size()));
-  if (!read_header(reader, file.get())) fail_reading(path, reader.failure.text.data());
-  const std::uint64_t pixels = static_cast<std::uint64_t>(reader.width) * reader.height;
-  if (pixels > kMostPixels)
-    fail_reading(path, fmt::format("{}x{} pixels, at most {} are read", reader.width, reader.height, kMostPixels));
-
-  std::vector<std::uint8_t> rgba(static_cast<std::size_t>(pixels) * 4);
+Image decode_png(const std::string& path, ByteView file) {
+  Reader reader(path, file);
+  if (!read_header(reader)) fail_reading(path, reader.failure.text.data());
+  check_size(path, reader.width, reader.height);
+  if (!ask_for_rgba(reader)) fail_reading(path, reader.failure.text.data());
+  const std::size_t row = std::size_t{reader.width} * 4;
+  Bytes rgba(row * reader.height);
   std::vector<png_bytep> rows(reader.height);
-  for (std::size_t y = 0; y < rows.size(); ++y) rows[y] = rgba.data() + y * reader.width * 4;
+  for (std::size_t y = 0; y < rows.size(); ++y) rows[y] = rgba.data() + y * row;
   if (!read_rows(reader, rows.data())) fail_reading(path, reader.failure.text.data());
-  return lay_on_white(rgba, reader.width, reader.height);
+  return oriented(lay_on_white(rgba, static_cast<int>(reader.width), static_cast<int>(reader.height)),
+                  reader.orientation);
+}
+
+ImageMetadata png_metadata(const std::string& path, ByteView file) {
+  Reader reader(path, file);
+  if (!read_header(reader)) fail_reading(path, reader.failure.text.data());
+  png_textp texts = nullptr;
+  int count = 0;
+  png_get_text(reader.png, reader.info, &texts, &count);
+  ImageMetadata metadata;
+  for (int i = 0; i < count; ++i) {
+    const png_text& text = texts[i];
+    const std::size_t length = text.compression > 0 ? text.itxt_length : text.text_length;
+    metadata.emplace_back(text.key, text.text == nullptr ? "" : std::string(text.text, length));
+  }
+  return metadata;
 }
 
 }  // namespace sparvar

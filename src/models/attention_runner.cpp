@@ -21,6 +21,16 @@ struct AttentionRunner::Static {
 struct AttentionRunner::Decision {
   Selection selection;
   Tensor cache;  // f32 [B, n_S, H, D]: dense minus sparse
+
+  /// Guidance may have ended since: the rows that are left are the first.
+  void keep(std::int64_t rows, std::int64_t heads) {
+    const auto lists = static_cast<int>(rows * heads);
+    if (lists >= selection.lists) return;
+    selection.lists = lists;
+    selection.keys.resize(static_cast<std::size_t>(lists) * static_cast<std::size_t>(selection.groups) *
+                          static_cast<std::size_t>(selection.count));
+    if (cache.defined()) cache = cache.rows(0, rows);
+  }
 };
 
 namespace {
@@ -100,11 +110,12 @@ double AttentionRunner::csla(const CslaAttention& method, int layer, AttentionAr
 
 double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale) {
   if (scale <= method.decision_scale) return decide(method, layer, args, scale);
-  const Decision* decision = decisions_[layer].get();
+  Decision* decision = decisions_[layer].get();
   if (decision == nullptr)
     throw Error(ErrorKind::usage,
                 fmt::format("plan {}: layer {} carries keys at scale {}, but did not decide at scale {}", plan_.name,
                             layer, scale, method.decision_scale));
+  decision->keep(args.q.dim(0), args.q.dim(1));
   const QueryTiles tiles = group_tiles(schedule_[scale], method.group);
   const KeyLists lists = carry_keys(method, schedule_, scale, tiles, decision->selection);
   show(layer, scale, tiles, lists);

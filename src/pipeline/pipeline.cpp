@@ -4,17 +4,18 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <filesystem>
 
 #include "backend/backend.h"
 #include "core/memory_pool.h"
+#include "pipeline/counted_weights.h"
 #include "pipeline/device.h"
+#include "pipeline/job.h"
+#include "pipeline/model_files.h"
 #include "pipeline/session.h"
 #include "text/t5_encoder.h"
 #include "text/tokenizer.h"
 #include "visual/bsq_vae.h"
-#include "weights/safetensors.h"
 
 namespace sparvar {
 namespace {
@@ -22,8 +23,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-constexpr std::int64_t kBatchTokens = 16384;  // of one batch, all scales: a 1M picture has 10 to 11 thousand
 
 Tokenizer load_tokenizer(const std::string& dir, const T5Config& config) {
   const std::string path = dir + "/spiece.model";
@@ -36,34 +35,45 @@ Tokenizer load_tokenizer(const std::string& dir, const T5Config& config) {
   return plain;
 }
 
-/// One value for all scales, or one per scale.
-std::vector<float> per_scale(const std::vector<float>& given, const std::vector<float>& otherwise, std::size_t scales,
-                             const char* name, float lowest) {
-  std::vector<float> values = given.empty() ? otherwise : given;
-  if (values.size() == 1) values.assign(scales, values[0]);
-  if (values.size() != scales)
-    throw Error(ErrorKind::usage,
-                fmt::format("{}: expected 1 value or {}, one per scale; found {}", name, scales, values.size()));
-  for (const float value : values)
-    if (!std::isfinite(value) || value < lowest || value > 1e4F)
-      throw Error(ErrorKind::usage, fmt::format("{}: {} is not a number from {} to 10000", name, value, lowest));
-  return values;
-}
+/// Passes on what loading has read, at most a hundred times.
+class LoadReport {
+ public:
+  LoadReport(std::function<void(const Progress&)> on_progress, std::int64_t total)
+      : on_progress_(std::move(on_progress)), total_(total) {}
+  void add(std::int64_t bytes) {
+    done_ = std::min(done_ + bytes, total_);
+    if (done_ - told_ >= std::max<std::int64_t>(total_ / 100, 1)) tell();
+  }
+  void finish() {
+    done_ = total_;
+    tell();
+  }
 
-struct Files {
-  explicit Files(const std::string& dir)
-      : transformer(TensorFile::open_in(dir, "transformer")),
-        vae(TensorFile::open_in(dir, "vae")),
-        text(TensorFile::open_in(dir, "text_encoder")) {}
-  TensorFile transformer, vae, text;
+ private:
+  void tell() {
+    told_ = done_;
+    if (!on_progress_) return;
+    Progress progress{.stage = Progress::Stage::load};
+    progress.seconds = seconds_since(start_);
+    progress.bytes_done = done_;
+    progress.bytes_total = total_;
+    on_progress_(progress);
+  }
+
+  std::function<void(const Progress&)> on_progress_;
+  std::int64_t total_;
+  std::int64_t done_ = 0, told_ = 0;
+  Clock::time_point start_ = Clock::now();
 };
 
 /// The networks, on one device.
 struct Networks {
-  Networks(const ModelConfig& config, const Files& files, Backend& backend)
-      : text_encoder(config.text_encoder, files.text, backend),
-        transformer(config.transformer, files.transformer, backend),
-        vae(config.vae, files.vae, backend) {}
+  Networks(
+      const ModelConfig& config, const ModelFiles& files, Backend& backend,
+      const std::function<void(std::int64_t)>& took = [](std::int64_t) {})
+      : text_encoder(config.text_encoder, CountedWeights(files.text, took), backend),
+        transformer(config.transformer, CountedWeights(files.transformer, took), backend),
+        vae(config.vae, CountedWeights(files.vae, took), backend) {}
   T5Encoder text_encoder;
   Infinity transformer;
   BsqVae vae;
@@ -79,26 +89,31 @@ struct Pipeline::Impl {
         tokenizer(load_tokenizer(dir, config.text_encoder)) {
     const MemoryUse plan = plan_memory(options);
     device = open_device(options);
-    networks = std::make_unique<Networks>(config, files, *device.backend);
+    LoadReport report(options.on_progress, files.bytes());
+    networks = std::make_unique<Networks>(config, files, *device.backend, [&](std::int64_t n) { report.add(n); });
+    report.finish();
     describe(plan);
   }
 
   std::string dir;
   ModelConfig config;
-  Files files;
+  ModelFiles files;
   Tokenizer tokenizer;
   Device device;
   std::unique_ptr<Networks> networks;
   std::unique_ptr<Session> session;  // of the last shape, on a device that records programs
+  std::vector<StateShape> drawn;     // shapes that were drawn before: of their batches nothing is cold
   ModelInfo info;
 
   MemoryUse plan_memory(const PipelineOptions& options);
   void describe(const MemoryUse& plan);
-  StateShape shape_of(int pictures, bool guided, std::int64_t text_tokens, const AttentionPlan& plan) const;
+  bool is_cold(StateShape shape);
   Session& session_for(const StateShape& shape);
   std::vector<Tensor> encode(const std::vector<std::string>& prompts);
-  void draw(const GenerateOptions& options, const std::vector<Tensor>& texts, std::int64_t first, std::int64_t count,
-            WalkInputs& inputs, GenerateResult& result);
+  void draw(const GenerateOptions& options, const Job& job, const std::vector<Tensor>& texts, std::int64_t first,
+            std::int64_t count, WalkInputs& inputs, GenerateResult& result);
+  Picture decoded(const GenerateOptions& options, Session& drawing, const Tensor& codes, std::int64_t first,
+                  std::int64_t i);
 };
 
 /// What one guided picture of a short prompt needs, found before anything is loaded; throws where it does not fit.
@@ -107,8 +122,11 @@ MemoryUse Pipeline::Impl::plan_memory(const PipelineOptions& options) {
   if (!planner.gpu) return {};
   Backend& backend = *planner.backend;
   Networks dry(config, files, backend);
-  backend.reserve(
-      [&] { Session(dry.transformer, dry.vae, backend, shape_of(1, true, backend.length_step(), {})).run_programs(); });
+  backend.reserve([&] {
+    const StateShape shape{
+        .schedule = config.schedule, .rope_grid = config.rope_grid, .plan = {}, .text_tokens = backend.length_step()};
+    Session(dry.transformer, dry.vae, backend, shape).run_programs();
+  });
   const MemoryUse use = backend.memory_use();
   constexpr std::int64_t kLibraries = 256LL << 20;  // what cuBLAS, cuDNN and the kernels themselves take
   if (use.weights + use.working + kLibraries > use.device_free) {
@@ -124,38 +142,20 @@ MemoryUse Pipeline::Impl::plan_memory(const PipelineOptions& options) {
 }
 
 void Pipeline::Impl::describe(const MemoryUse& plan) {
-  const InfinityConfig& t = config.transformer;
-  info.model_dir = dir;
-  info.architecture = config.architecture;
-  info.layers = t.depth;
-  info.width = t.embed_dim;
-  info.heads = t.num_heads;
-  info.head_dim = t.head_dim();
-  info.bits = t.bits();
-  info.transformer_parameters = files.transformer.parameters();
-  info.vae_parameters = files.vae.parameters();
-  info.text_parameters = files.text.parameters();
-  info.schedule = config.schedule;
-  const int pixels = config.vae.patch_size * (t.apply_spatial_patchify ? 2 : 1);
-  info.picture_height = config.schedule.back().h * pixels;
-  info.picture_width = config.schedule.back().w * pixels;
-  info.default_cfg = config.default_cfg;
-  info.default_tau = config.default_tau;
+  info = outline(dir, config, files);
   info.backend = device.backend->describe();
+  info.why_backend = device.backend->why();
   info.on_gpu = device.gpu;
   info.why_no_gpu = device.why_no_gpu;
   info.memory = {plan.weights, plan.working, plan.device_free, plan.device_total};
 }
 
-StateShape Pipeline::Impl::shape_of(int pictures, bool guided, std::int64_t text_tokens,
-                                    const AttentionPlan& plan) const {
-  return {.pictures = pictures,
-          .guided = guided,
-          .schedule = config.schedule,
-          .rope_grid = config.rope_grid,
-          .plan = plan,
-          .text_tokens = text_tokens,
-          .longest_text = device.backend && device.backend->records() ? text_tokens / pictures : 0};
+/// Texts of other lengths need no other primitives to speak of.
+bool Pipeline::Impl::is_cold(StateShape shape) {
+  shape.text_tokens = shape.longest_text = 0;
+  if (std::find(drawn.begin(), drawn.end(), shape) != drawn.end()) return false;
+  drawn.push_back(std::move(shape));
+  return true;
 }
 
 Session& Pipeline::Impl::session_for(const StateShape& shape) {
@@ -175,8 +175,17 @@ std::vector<Tensor> Pipeline::Impl::encode(const std::vector<std::string>& promp
   return texts;
 }
 
-void Pipeline::Impl::draw(const GenerateOptions& options, const std::vector<Tensor>& texts, std::int64_t first,
-                          std::int64_t count, WalkInputs& inputs, GenerateResult& result) {
+Picture Pipeline::Impl::decoded(const GenerateOptions& options, Session& drawing, const Tensor& codes,
+                                std::int64_t first, std::int64_t i) {
+  if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
+  const Tensor& pixels = drawing.decode(codes, i);
+  const auto prompt = static_cast<int>((first + i) / options.pictures_per_prompt);
+  return {to_image(device.backend->download(pixels), 0), options.prompts[static_cast<std::size_t>(prompt)], prompt,
+          static_cast<int>((first + i) % options.pictures_per_prompt)};
+}
+
+void Pipeline::Impl::draw(const GenerateOptions& options, const Job& job, const std::vector<Tensor>& texts,
+                          std::int64_t first, std::int64_t count, WalkInputs& inputs, GenerateResult& result) {
   PackedText packed;
   std::int64_t tokens = 0;
   std::int64_t longest = 0;
@@ -191,27 +200,38 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const std::vector<Tens
     const Tensor& text = texts[(first + i) / options.pictures_per_prompt];
     std::copy_n(text.data<float>(), text.size(), packed.states.data<float>() + packed.offsets[i] * text.dim(1));
   }
-  inputs.first_picture = static_cast<std::uint64_t>(first);
+  inputs.first_picture = options.first_picture + static_cast<std::uint64_t>(first);
   Backend& backend = *device.backend;
   if (backend.records()) {  // room for texts of other lengths too
     const std::int64_t step = backend.length_step();
     tokens = count * ((longest + step - 1) / step * step);
   }
-  Session& drawing = session_for(shape_of(static_cast<int>(count), guided(inputs.cfg), tokens, options.plan));
+  StateShape shape = job.state_shape(count, tokens, options.plan);
+  if (backend.records()) shape.longest_text = tokens / count;
+  const bool cold = is_cold(shape);
+  Session& drawing = session_for(shape);
+  inputs.on_codes = [&](const Tensor& codes, int k) {
+    if (!options.on_preview || k < options.preview_from || k + 1 == static_cast<int>(job.drawn.size())) return;
+    const auto start = Clock::now();
+    for (std::int64_t i = 0; i < count; ++i) options.on_preview(decoded(options, drawing, codes, first, i), k);
+    result.preview_seconds += seconds_since(start);
+  };
+  const std::vector<ScaleTiming> before = result.scales;
   const Tensor& codes = drawing.walk().run(packed, inputs);
   trim_pool();  // the transformer's activations are of no use to the decoder
 
   const auto start = Clock::now();
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
-    const Tensor& pixels = drawing.decode(codes, i);
-    const auto prompt = static_cast<int>((first + i) / options.pictures_per_prompt);
-    result.pictures.push_back({to_image(backend.download(pixels), 0), options.prompts[prompt], prompt,
-                               static_cast<int>((first + i) % options.pictures_per_prompt)});
-  }
+  for (std::int64_t i = 0; i < count; ++i) result.pictures.push_back(decoded(options, drawing, codes, first, i));
   if (!backend.records()) session.reset();
   trim_pool();
-  result.decode_seconds += seconds_since(start);
+  const double decoding = seconds_since(start);
+  result.decode_seconds += decoding;
+  ++result.batches;
+  if (!cold) return;
+  ++result.cold_batches;
+  result.cold_decode_seconds += decoding;
+  for (std::size_t k = 0; k < before.size(); ++k)
+    result.scales[k].cold_seconds += result.scales[k].seconds - before[k].seconds;
 }
 
 Pipeline::Pipeline(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -227,39 +247,36 @@ const ModelInfo& Pipeline::info() const { return impl_->info; }
 
 GenerateResult Pipeline::generate(const GenerateOptions& options) {
   const auto start = Clock::now();
-  const std::size_t scales = impl_->config.schedule.size();
-  if (options.prompts.empty()) throw Error(ErrorKind::usage, "no prompt");
-  if (options.pictures_per_prompt < 1) throw Error(ErrorKind::usage, "pictures per prompt: at least 1");
-  if (!(options.top_p >= 0.0F && options.top_p <= 1.0F))
-    throw Error(ErrorKind::usage, fmt::format("top-p: {} is not a number from 0 to 1", options.top_p));
-  if (options.top_k < 0) throw Error(ErrorKind::usage, fmt::format("top-k: {} is negative", options.top_k));
-  if (options.batch < 0) throw Error(ErrorKind::usage, fmt::format("batch: {} is negative", options.batch));
-  options.plan.validate();
-
-  if (impl_->device.gpu && !options.plan.is_static())
+  const Job job = checked_job(impl_->config, options, impl_->files.levels());
+  const bool gpu = impl_->device.gpu;
+  if (gpu && !options.plan.is_static())
     throw Error(
         ErrorKind::usage,
         fmt::format("plan {} chooses keys as it draws, which runs on the CPU only as yet; take --device cpu, or "
                     "--attention dense, csla or csla-blocks",
                     options.plan.name));
+  if (gpu && options.on_preview)
+    throw Error(ErrorKind::usage,
+                "previews are drawn on the CPU only as yet; take --device cpu or leave --preview out");
 
   WalkInputs inputs;
-  inputs.cfg = per_scale(options.cfg, impl_->config.default_cfg, scales, "cfg", 0.0F);
-  inputs.tau = per_scale(options.tau, impl_->config.default_tau, scales, "tau", 1e-4F);
+  inputs.cfg = job.cfg;
+  inputs.tau = job.tau;
   inputs.sampling = {options.seed, options.top_k, options.top_p, options.greedy};
   inputs.cancel = options.cancel;
   inputs.on_lists = options.on_lists;
 
   GenerateResult result;
-  result.scales.resize(scales);
-  const std::int64_t pictures = static_cast<std::int64_t>(options.prompts.size()) * options.pictures_per_prompt;
-  std::int64_t tokens = 0;
-  for (const Grid& grid : impl_->config.schedule) tokens += grid.tokens();
-  const std::int64_t batch = options.batch > 0 ? options.batch : std::max<std::int64_t>(1, kBatchTokens / tokens);
-  const int steps = static_cast<int>(scales * ((pictures + batch - 1) / batch));
+  result.schedule = job.schedule;
+  result.uncond_until = job.uncond_until;
+  result.attention_path =
+      attention_path(options.plan, static_cast<int>(job.drawn.size()), impl_->config.transformer.depth, gpu);
+  result.scales.resize(job.drawn.size());
+  const int steps = static_cast<int>(job.drawn.size()) * static_cast<int>((job.pictures + job.batch - 1) / job.batch);
   int done = 0;
   const auto report = [&](Progress::Stage stage, Grid grid, double seconds) {
-    if (options.on_progress) options.on_progress({stage, done, steps, grid, seconds});
+    if (options.on_progress)
+      options.on_progress({.stage = stage, .done = done, .total = steps, .grid = grid, .seconds = seconds});
   };
   inputs.on_scale = [&](const ScaleTiming& timing, int k) {
     ScaleTiming& sum = result.scales[k];
@@ -274,9 +291,9 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   const std::vector<Tensor> texts = impl_->encode(options.prompts);
   result.text_seconds = seconds_since(start);
   report(Progress::Stage::text, {}, result.text_seconds);
-  for (std::int64_t first = 0; first < pictures; first += batch) {
+  for (std::int64_t first = 0; first < job.pictures; first += job.batch) {
     const double before = result.decode_seconds;
-    impl_->draw(options, texts, first, std::min(batch, pictures - first), inputs, result);
+    impl_->draw(options, job, texts, first, std::min(job.batch, job.pictures - first), inputs, result);
     report(Progress::Stage::decode, {}, result.decode_seconds - before);
   }
   result.total_seconds = seconds_since(start);

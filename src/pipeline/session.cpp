@@ -5,9 +5,8 @@ namespace sparvar {
 Session::Session(Infinity& transformer, BsqVae& vae, Backend& backend, const StateShape& shape)
     : backend_(backend), walk_(transformer, backend, shape) {
   const InfinityConfig& config = transformer.config();
-  const Grid last = shape.schedule.back();
-  const int step = config.apply_spatial_patchify ? 2 : 1;
-  codes_ = backend.zeros(DType::f32, {1, config.codebook_dim, last.h * step, last.w * step});
+  const Grid full = codes_grid(config, shape);
+  codes_ = backend.zeros(DType::f32, {1, config.codebook_dim, full.h, full.w});
   decoder_ = backend.program([this, &vae] { pixels_ = vae.draw(codes_); });
 }
 

@@ -4,15 +4,19 @@
 
 #include <algorithm>
 
+#include "core/memory_pool.h"
+
 namespace sparvar {
 namespace {
 
-Grid codes_grid(const Infinity& model, const ScaleSchedule& schedule) {
-  const Grid last = schedule.back();
-  return model.config().apply_spatial_patchify ? Grid{2 * last.h, 2 * last.w} : last;
-}
+constexpr int kTrimTokens = 256;  // smaller scales take too little to be worth fresh pages
 
 }  // namespace
+
+Grid codes_grid(const InfinityConfig& config, const StateShape& shape) {
+  const Grid full = shape.full_grid();
+  return config.apply_spatial_patchify ? Grid{2 * full.h, 2 * full.w} : full;
+}
 
 bool guided(const std::vector<float>& cfg) {
   return std::any_of(cfg.begin(), cfg.end(), [](float value) { return value != 1.0F; });
@@ -21,7 +25,7 @@ bool guided(const std::vector<float>& cfg) {
 Walk::Walk(Infinity& model, Backend& backend, const StateShape& shape)
     : model_(model), backend_(backend), state_(model.make_state(shape)) {
   const auto scales = static_cast<std::int64_t>(shape.schedule.size());
-  const Grid full = codes_grid(model, shape.schedule);
+  const Grid full = codes_grid(model.config(), shape);
   guidance_ = backend.zeros(DType::f32, {scales, 2});
   sampling_ = backend.zeros(DType::i64, {4});
   summed_ = backend.zeros(DType::f32, {shape.pictures, model.config().codebook_dim, full.h, full.w});
@@ -71,15 +75,21 @@ void Walk::write_inputs(const PackedText& text, const WalkInputs& inputs) {
 }
 
 ScaleTiming Walk::timing(int k, double seconds) const {
-  return {shape().schedule[k], seconds, state_.attention().seconds(k), state_.attention().share_of_pairs(k)};
+  return {.grid = shape().schedule[k],
+          .seconds = seconds,
+          .attention_seconds = state_.attention().seconds(k),
+          .share_of_pairs = state_.attention().share_of_pairs(k)};
 }
 
 void Walk::run_watched(const WalkInputs& inputs, const WalkWatch& watch) {
   read_text(watch);
   for (int k = 0; k < static_cast<int>(shape().schedule.size()); ++k) {
+    // What earlier scales left in the pool is too small for this one, and would be held for nothing.
+    if (!backend_.records() && shape().schedule[k].tokens() >= kTrimTokens) trim_pool();
     const MarkPtr start = backend_.mark();
     run_scale(k, watch, inputs.cancel);
     if (inputs.on_scale) inputs.on_scale(timing(k, backend_.mark()->seconds_since(*start)), k);
+    if (inputs.on_codes) inputs.on_codes(summed_, k);
   }
 }
 
@@ -112,8 +122,10 @@ const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const 
 Tensor walk(Infinity& model, Backend& backend, const PackedText& text, const WalkOptions& options) {
   Walk once(model, backend,
             {.pictures = text.count(),
-             .guided = guided(options.cfg),
+             .guided = options.uncond_until > 0 && guided(options.cfg),
+             .uncond_until = std::max(options.uncond_until, 1),
              .schedule = options.schedule,
+             .full = options.full,
              .rope_grid = options.rope_grid,
              .plan = options.plan,
              .text_tokens = text.offsets.back()});

@@ -19,6 +19,8 @@ struct WalkInputs {
   std::uint64_t first_picture = 0;
   std::function<void(const ScaleTiming&, int scale)> on_scale;
   ListObserver on_lists;  // not on a device that records
+  /// Sees the codes f32 [pictures, d, H, W] summed so far after each scale; only where the backend does not record.
+  std::function<void(const Tensor& summed, int scale)> on_codes;
   const std::atomic<bool>* cancel = nullptr;
 };
 
@@ -67,9 +69,14 @@ class Walk {
 /// Everything a walk needs, for one that is made, run and forgotten.
 struct WalkOptions : WalkInputs, WalkWatch {
   ScaleSchedule schedule;
+  Grid full;  // as StateShape
+  int uncond_until = StateShape::kAllScales;
   Grid rope_grid;
   AttentionPlan plan;
 };
+
+/// The VAE's grid that the codes are summed on.
+Grid codes_grid(const InfinityConfig& config, const StateShape& shape);
 
 /// Is there a scale with guidance?
 bool guided(const std::vector<float>& cfg);

@@ -277,6 +277,12 @@ std::vector<std::string> TensorFile::names() const {
   return names;
 }
 
+std::int64_t TensorFile::bytes() const {
+  std::int64_t sum = 0;
+  for (const auto& [name, tensor] : tensors_) sum += static_cast<std::int64_t>(tensor.bytes());
+  return sum;
+}
+
 std::int64_t TensorFile::parameters() const {
   std::int64_t count = 0;
   for (const auto& [name, tensor] : tensors_) count += tensor.size();

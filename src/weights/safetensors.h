@@ -26,6 +26,7 @@ class TensorFile final : public Weights {
   std::int64_t parameters() const override;
   const std::string& path() const override { return path_; }
   std::vector<std::string> names() const;
+  std::int64_t bytes() const;  // of all tensors
 
  private:
   std::string path_;

@@ -6,6 +6,7 @@ Pictures are drawn by the real model; where only the path matters, on its first 
 import json
 import os
 import resource
+import shlex
 import signal
 import struct
 import subprocess
@@ -151,6 +152,60 @@ class Pictures(CliTest):
         self.assertIn("64x64", text.stdout.decode())
 
 
+    def test_every_format_says_how_it_is_drawn_again(self):
+        """The command that `info` prints draws the same pixels; the number of the picture is part of it."""
+        for extension in ("png", "jpg", "webp"):
+            with self.subTest(extension):
+                result = run("generate", "red apple, 'quoted'", "blue -- bird", "-n", 2, "--size", "0.06M", "--aspect", "16:9",
+                             "--skip-scales", 1, "--uncond-until", 4, "--cfg", "3,3,3,4,4,4,4", "--dtype", "f32", "--seed", 9,
+                             "--format", "jpeg" if extension == "jpg" else extension, "-o", self.out, "--json", "--quiet")
+                self.assertEqual(result.returncode, 0, result.stderr.decode())
+                report = json.loads(result.stdout)
+                self.assertEqual((report["uncond_scales"], len(report["timings"]["scales"])), (4, 6))
+                last = Path(report["pictures"][3]["path"])
+                about = json.loads(run("info", last, "--json").stdout)
+                self.assertEqual(about["texts"]["prompt"], "blue -- bird")
+                self.assertEqual(about["texts"]["model_hash"], report["model"]["hash"])
+                self.assertEqual(about["texts"]["settings"]["picture"], 3)
+                again = self.dir / f"again.{extension}"
+                words = shlex.split(about["command"])
+                self.assertEqual(words[0], "sparvar")
+                result = run(*words[1:-2], "--quiet", "-o", again, *words[-2:])
+                self.assertEqual(result.returncode, 0, result.stderr.decode())
+                if extension == "png":
+                    self.assertEqual(read_png(again)[:3], read_png(last)[:3])
+                for file in self.out.iterdir():
+                    file.unlink()
+
+    def test_previews_and_contact_sheet(self):
+        previews, sheet = self.dir / "previews", self.dir / "sheet.png"
+        previews.mkdir()
+        result = run("generate", "red apple", "-n", 2, "--size", "0.06M", "--preview", previews, "--grid", sheet, "-o", self.out)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertEqual(len(list(previews.iterdir())), 2 * 3)
+        self.assertEqual(read_png(sheet)[:2], (8 + 2 * 136, 8 + 136))
+        self.assertIn("memory: ", result.stderr.decode())
+        self.assertIn("model loaded (31 MB)", result.stderr.decode())
+
+    def test_memory_is_planned_within_a_quarter(self):
+        for arguments in (["--size", "0.06M"], ["--size", "0.25M", "-n", 4, "--batch", 4], ["--attention", "dense"],
+                          ["--size", "0.60M", "--dtype", "f32"]):
+            with self.subTest(arguments):
+                result = run("generate", "red apple", *arguments, "-o", self.out, "--json", "--quiet")
+                self.assertEqual(result.returncode, 0, result.stderr.decode())
+                report = json.loads(result.stdout)
+                planned, peak = report["memory"]["planned_peak_bytes"], report["machine"]["peak_memory_bytes"]
+                self.assertLess(abs(planned / peak - 1), 0.25, (planned, peak))
+
+    def test_memory_that_is_allowed(self):
+        result = run("generate", "red", "-n", 8, "--size", "0.06M", "--max-memory", "125M", "-o", self.out, "--json", "--quiet")
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        report = json.loads(result.stdout)
+        self.assertLessEqual(report["memory"]["planned_peak_bytes"], 125e6)
+        self.assertLess(report["memory"]["batch"], 8)
+        self.assertGreater(report["timings"]["batches"], 1)
+
+
 class BadInput(CliTest):
     def test_usage(self):
         """(arguments after `generate`, words of the message); exit code 2, before a model is loaded."""
@@ -183,6 +238,18 @@ class BadInput(CliTest):
             ([prompt, "--attention", "prob"], "prob", "probe"),
             ([prompt, "--attention", "dense", "--plan", "plan.json"], "--plan", "--attention"),
             ([prompt, "other", "-o", str(self.out / "one.png")], "one.png", "folder"),
+            ([prompt, "--aspect", "7:5"], "7:5", "nearest is 4:3"),
+            ([prompt, "--aspect", "wide"], "aspect", "width:height"),
+            ([prompt, "--size", "0.3M"], "0.3M", "nearest is 0.25M"),
+            ([prompt, "--skip-scales", "3"], "--skip-scales", "3"),
+            ([prompt, "--uncond-until", "14"], "uncond-until", "13"),
+            ([prompt, "--format", "gif"], "--format", "webp"),
+            ([prompt, "--format", "webp", "-o", str(self.out / "one.png")], "one.png", "webp"),
+            ([prompt, "--quality", "80"], "--quality", "PNG"),
+            ([prompt, "--quality", "101", "--format", "jpeg"], "--quality", "101"),
+            ([prompt, "--max-memory", "lots"], "--max-memory", "lots"),
+            ([prompt, "--max-memory", "50M"], "max-memory", "nothing smaller fits"),
+            ([prompt, "--max-memory", "150M"], "what fits: --size 0.25M"),
         ]
         for arguments, *words in cases:
             with self.subTest(arguments):

@@ -56,6 +56,13 @@ std::string CpuBackend::describe() const {
   return fmt::format("cpu, {}, {} threads", attention_kernels().name, omp_get_max_threads());
 }
 
+std::string CpuBackend::why() const {
+  const std::string products = !multiplies_bf16() && compute_ == DType::bf16
+                                   ? "products of bf16 in f32, as this processor multiplies no bf16"
+                                   : fmt::format("products in {}", compute_ == DType::bf16 ? "bf16" : "f32");
+  return fmt::format("{}; {}", attention_kernels_reason(), products);
+}
+
 std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options) { return std::make_unique<CpuBackend>(options); }
 
 }  // namespace sparvar

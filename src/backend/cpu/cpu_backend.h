@@ -11,6 +11,7 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(const CpuOptions& options);
   DType compute_type() const override { return compute_; }
   std::string describe() const override;
+  std::string why() const override;
 
   // running.cpp
   bool records() const override { return false; }

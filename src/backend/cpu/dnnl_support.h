@@ -10,6 +10,8 @@ namespace sparvar {
 dnnl::engine& dnnl_engine();
 dnnl::stream& dnnl_stream();
 dnnl::memory::data_type dnnl_type(DType dtype);
+/// oneDNN multiplies bf16 with AVX-512 only; elsewhere products of bf16 numbers are taken in f32.
+bool multiplies_bf16();
 /// f32 <-> bf16 copy on all threads.
 Tensor convert(const Tensor& x, DType dtype);
 

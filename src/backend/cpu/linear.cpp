@@ -80,9 +80,6 @@ Call make_call(CpuLinear& linear, std::int64_t rows, Activation activation, DTyp
 
 }  // namespace
 
-namespace {
-
-/// oneDNN multiplies bf16 with AVX-512 only; elsewhere products of bf16 numbers are taken in f32.
 bool multiplies_bf16() {
   static const bool supported = [] {
     const memory::desc square({16, 16}, memory::data_type::bf16, memory::format_tag::ab);
@@ -91,8 +88,6 @@ bool multiplies_bf16() {
   }();
   return supported;
 }
-
-}  // namespace
 
 LinearPtr CpuBackend::prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) {
   const DType type = precise || !multiplies_bf16() ? DType::f32 : compute_;

@@ -16,9 +16,16 @@ constexpr int kScalePart = 0;  // of a head modulation [2, rows, C]
 constexpr int kShiftPart = 1;
 enum Part { gamma1, gamma2, scale1, scale2, shift1, shift2 };  // of a block's [6, rows, C]
 
-/// Part `part` of a modulation [parts, rows, C]: [rows, C].
-Tensor part_of(const Tensor& modulation, int part) {
-  return modulation.rows(part, part + 1).reshaped({modulation.dim(1), modulation.dim(2)});
+/// Part `part` of a modulation [parts, all rows, C]: its first `rows`, [rows, C].
+Tensor part_of(const Tensor& modulation, int part, std::int64_t rows) {
+  return modulation.rows(part, part + 1).reshaped({modulation.dim(1), modulation.dim(2)}).rows(0, rows);
+}
+
+/// Tokens of scales [0, end) without the last scale of all, whose keys are never kept past their layer.
+int cached_tokens(const ScaleSchedule& schedule, int end) {
+  int tokens = 0;
+  for (int k = 0; k < end && k + 1 < static_cast<int>(schedule.size()); ++k) tokens += schedule[k].tokens();
+  return tokens;
 }
 
 /// An observer looks at host memory.
@@ -75,6 +82,8 @@ Infinity::State Infinity::make_state(const StateShape& shape) {
   if (static_cast<std::int64_t>(schedule.size()) > lvl_embed_.dim(0))
     throw Error(ErrorKind::usage, fmt::format("{} scales, but the model has level embeddings for {}", schedule.size(),
                                               lvl_embed_.dim(0)));
+  if (shape.uncond_until < 1)
+    throw Error(ErrorKind::usage, "a state without an unconditional half at any scale is one that is not guided");
   State state(backend_, shape, config_.depth);
   const std::int64_t tokens = shape.text_tokens * (shape.guided ? 2 : 1);
   state.text_ = backend_.zeros(DType::f32, {tokens, config_.text_channels});
@@ -88,17 +97,30 @@ Infinity::State Infinity::make_state(const StateShape& shape) {
   return state;
 }
 
-/// Those that are not there: on a device that does not record, the last scale has used them up.
+/// Those that are not there: on a device that does not record, the last scale has used them up. Such a device keeps the
+/// unconditional half only for the scales that have one (drop_unconditional_half).
 void Infinity::make_caches(State& state) {
-  const ScaleSchedule& schedule = state.shape_.schedule;
-  int cached = 0;  // the last scale's keys are never kept past their layer
-  for (std::size_t k = 0; k + 1 < schedule.size(); ++k) cached += schedule[k].tokens();
-  const Shape shape = {state.rows_, config_.num_heads, cached, config_.head_dim()};
+  const StateShape& made_for = state.shape_;
+  const auto scales = static_cast<int>(made_for.schedule.size());
+  const bool shrinks = made_for.guided && made_for.uncond_until < scales && !backend_.records();
+  const Shape shape = {state.rows_, config_.num_heads,
+                       cached_tokens(made_for.schedule, shrinks ? made_for.uncond_until : scales), config_.head_dim()};
   state.k_cache_.resize(config_.depth);
   state.v_cache_.resize(config_.depth);
   for (auto* caches : {&state.k_cache_, &state.v_cache_})
     for (Tensor& cache : *caches)
-      if (!cache.defined()) cache = backend_.empty(backend_.compute_type(), shape);
+      if (!cache.defined() || cache.shape() != shape) cache = backend_.empty(backend_.compute_type(), shape);
+}
+
+/// At the first scale without guidance: keys and values of the conditional half alone, with room for the scales to
+/// come.
+void Infinity::drop_unconditional_half(State& state, int scale) {
+  const StateShape& shape = state.shape_;
+  if (!shape.guided || scale != shape.uncond_until || backend_.records()) return;
+  const ScaleSchedule& schedule = shape.schedule;
+  const int more = cached_tokens(schedule, static_cast<int>(schedule.size())) - cached_tokens(schedule, scale);
+  for (auto* caches : {&state.k_cache_, &state.v_cache_})
+    for (Tensor& cache : *caches) cache = backend_.grown(cache.rows(0, shape.pictures), more);
 }
 
 void Infinity::release_caches(State& state) const {
@@ -182,6 +204,7 @@ void Infinity::read_text(State& state, const Observer& observe) {
 struct Infinity::Scale {
   int index = 0;
   Grid grid;
+  int rows = 0;         // pictures, and their unconditional halves where the scale has guidance
   int keys_before = 0;  // tokens of the scales before
   bool last = false;
   /// The residual that was computed and not yet added: it is added by the norm that follows it.
@@ -208,7 +231,7 @@ Tensor Infinity::embed(State& state, const Scale& scale, const Tensor& words, co
   const Tensor normed = config_.nm0 ? backend_.layer_norm(words, norm) : words;
   const Tensor embedded = backend_.linear(normed, *word_embed_, Activation::none, DType::f32);
   show(backend_, observe, fmt::format("word_embed.s{}", scale.index), embedded);
-  return state.rows_ == pictures ? embedded : backend_.repeat(embedded, 2);
+  return scale.rows == pictures ? embedded : backend_.repeat(embedded, 2);
 }
 
 bool Infinity::guides_after(int layer) const {
@@ -223,9 +246,11 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
   scale.index = index;
   scale.grid = schedule[index];
   scale.last = index + 1 == static_cast<int>(schedule.size());
+  scale.rows = state.shape_.rows_at(index);
   for (int k = 0; k < index; ++k) scale.keys_before += schedule[k].tokens();
   state.attention_.start(index);
   if (index == 0 && !backend_.records()) make_caches(state);
+  drop_unconditional_half(state, index);
 
   const Tensor level = lvl_embed_.rows(index, index + 1);
   Tensor x = embed(state, scale, words, observe);
@@ -242,7 +267,7 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
     }
     if (layer == 0) show(backend_, observe, fmt::format("block_input.s{}", index), x);
     run_block(state, scale, layer, x, observe);
-    const bool guide = state.shape_.guided && guides_after(layer);
+    const bool guide = state.shape_.guided_at(index) && guides_after(layer);
     if (guide || observe) settle();
     if (guide) backend_.guide_hidden(x, guidance);
     show(backend_, observe, fmt::format("hidden.s{}.b{}", index, layer), x);
@@ -253,7 +278,7 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
 
 void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe) {
   const Block& block = *blocks_[layer];
-  const Tensor& ada = state.ada_[layer];
+  const auto modulation = [&](Part which) { return part_of(state.ada_[layer], which, scale.rows); };
   const auto eps = static_cast<float>(config_.norm_eps);
   const DType compute = backend_.compute_type();
   const DType out = observe ? DType::f32 : compute;
@@ -270,22 +295,23 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
   };
 
   {
-    const Tensor attended = self_attention(state, scale, layer, norm(part_of(ada, scale1), part_of(ada, shift1), 1.0F));
-    leave("sa", backend_.linear(attended, *block.sa_proj, Activation::none, out), part_of(ada, gamma1));
+    const Tensor attended = self_attention(state, scale, layer, norm(modulation(scale1), modulation(shift1), 1.0F));
+    leave("sa", backend_.linear(attended, *block.sa_proj, Activation::none, out), modulation(gamma1));
   }
   {
     const Tensor q =
         backend_.linear(norm(block.ca_norm_weight, block.ca_norm_bias, 0.0F), *block.ca_q, Activation::none, compute);
     const Shape heads = {x.dim(0), x.dim(1), config_.num_heads, config_.head_dim()};
+    const Tensor offsets = state.text_offsets_.rows(0, scale.rows + 1);
     const Tensor read =
-        backend_.cross_attention(q.reshaped(heads), state.text_kv_[layer], state.text_offsets_,
-                                 state.shape_.longest_text, 1.0F / std::sqrt(static_cast<float>(config_.head_dim())));
+        backend_.cross_attention(q.reshaped(heads), state.text_kv_[layer], offsets, state.shape_.longest_text,
+                                 1.0F / std::sqrt(static_cast<float>(config_.head_dim())));
     leave("ca", backend_.linear(read.reshaped(x.shape()), *block.ca_proj, Activation::none, out), block.ca_gamma);
   }
   {
-    const Tensor h = norm(part_of(ada, scale2), part_of(ada, shift2), 1.0F);
+    const Tensor h = norm(modulation(scale2), modulation(shift2), 1.0F);
     const Tensor hidden = backend_.linear(h, *block.fc1, Activation::gelu_tanh, compute);
-    leave("ffn", backend_.linear(hidden, *block.fc2, Activation::none, out), part_of(ada, gamma2));
+    leave("ffn", backend_.linear(hidden, *block.fc2, Activation::none, out), modulation(gamma2));
   }
 }
 
@@ -298,8 +324,8 @@ Tensor Infinity::self_attention(State& state, const Scale& scale, int layer, con
   Tensor qkv =
       backend_.linear(x, *block.qkv, Activation::none, backend_.product_type()).reshaped({x.dim(0), n, 3, heads, dim});
 
-  Tensor k = state.k_cache_[layer];
-  Tensor v = state.v_cache_[layer];
+  Tensor k = state.k_cache_[layer].rows(0, scale.rows);
+  Tensor v = state.v_cache_[layer].rows(0, scale.rows);
   if (scale.last) {  // room for this scale in buffers that the next layer takes over
     if (!backend_.records()) state.k_cache_[layer] = Tensor();
     k = backend_.grown(k, n);
@@ -328,14 +354,13 @@ Tensor Infinity::self_attention(State& state, const Scale& scale, int layer, con
 Tensor Infinity::head(State& state, const Scale& scale, const Tensor& x, const Tensor& guidance,
                       const Observer& observe) {
   const int pictures = state.shape_.pictures;
-  const bool guided = state.shape_.guided && guides_after(config_.depth);
-  const int rows = guided ? state.rows_ : pictures;
-  const Tensor normed =
-      backend_.layer_norm(x.rows(0, rows), {.scale = part_of(state.head_ada_, kScalePart).rows(0, rows),
-                                            .shift = part_of(state.head_ada_, kShiftPart).rows(0, rows),
-                                            .one_plus = 1.0F,
-                                            .eps = static_cast<float>(config_.norm_eps),
-                                            .out = DType::f32});
+  const bool guided = state.shape_.guided_at(scale.index) && guides_after(config_.depth);
+  const int rows = guided ? scale.rows : pictures;
+  const Tensor normed = backend_.layer_norm(x.rows(0, rows), {.scale = part_of(state.head_ada_, kScalePart, rows),
+                                                              .shift = part_of(state.head_ada_, kShiftPart, rows),
+                                                              .one_plus = 1.0F,
+                                                              .eps = static_cast<float>(config_.norm_eps),
+                                                              .out = DType::f32});
   const Tensor logits = backend_.linear(normed, *head_, Activation::none, DType::f32);
   show(backend_, observe, fmt::format("logits_cond.s{}", scale.index), logits.rows(0, pictures));
   if (guided) show(backend_, observe, fmt::format("logits_uncond.s{}", scale.index), logits.rows(pictures, rows));

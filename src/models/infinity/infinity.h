@@ -28,13 +28,20 @@ struct PackedText {
 /// What a generation is made for: everything its tensors' shapes depend on.
 struct StateShape {
   int pictures = 1;
-  bool guided = true;  // an unconditional half is run beside the texts
-  ScaleSchedule schedule;
+  bool guided = true;             // an unconditional half is run beside the texts
+  int uncond_until = kAllScales;  // from this scale on the unconditional half is left out; above 0
+  ScaleSchedule schedule;         // of the scales that are drawn
+  Grid full{};                    // the grid the codes are summed on; 0x0: the last of the schedule
   Grid rope_grid;
   AttentionPlan plan;
   std::int64_t text_tokens = 0;   // of all texts, at most
   std::int64_t longest_text = 0;  // of one, at most; 0: not known
   bool operator==(const StateShape&) const = default;
+
+  static constexpr int kAllScales = 1 << 20;
+  Grid full_grid() const { return full.tokens() > 0 ? full : schedule.back(); }
+  bool guided_at(int scale) const { return guided && scale < uncond_until; }
+  int rows_at(int scale) const { return pictures * (guided_at(scale) ? 2 : 1); }
 };
 
 class Infinity {
@@ -67,6 +74,7 @@ class Infinity {
   struct Block;
   struct Scale;
   void make_caches(State& state);
+  void drop_unconditional_half(State& state, int scale);
   Tensor embed(State& state, const Scale& scale, const Tensor& words, const Observer& observe);
   void run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe);
   Tensor self_attention(State& state, const Scale& scale, int layer, const Tensor& x);
@@ -91,12 +99,10 @@ class Infinity::State {
  private:
   friend class Infinity;
   State(Backend& backend, const StateShape& shape, int layers)
-      : shape_(shape),
-        rows_(shape.pictures * (shape.guided ? 2 : 1)),
-        attention_(backend, shape.plan, shape.schedule, layers) {}
+      : shape_(shape), rows_(shape.rows_at(0)), attention_(backend, shape.plan, shape.schedule, layers) {}
 
   StateShape shape_;
-  int rows_ = 0;  // pictures, or twice that
+  int rows_ = 0;  // pictures, or twice that; of scale 0
   AttentionRunner attention_;
   Tensor text_;                  // f32 [text tokens, channels] of all rows: an input
   Tensor text_offsets_;          // I32 [rows + 1]: an input
@@ -105,7 +111,7 @@ class Infinity::State {
   std::vector<Tensor> text_kv_;  // per layer: [total, 2, H, D], compute type
   std::vector<Tensor> ada_;      // per layer: gamma1, gamma2, scale1, scale2, shift1, shift2, f32 [6, rows, C]
   Tensor head_ada_;              // scale, shift: f32 [2, rows, C]
-  std::vector<Tensor> k_cache_, v_cache_;  // per layer: [rows, H, tokens of all scales but the last, D]
+  std::vector<Tensor> k_cache_, v_cache_;  // per layer: [rows, H, tokens kept, D]; see cached_tokens
 };
 
 /// RoPE table f32 [h * w, D/2, 2] of (cos, sin): first half of the pairs by row, second by column. Mode: 0 plain, 1

@@ -49,6 +49,15 @@ const AttentionKernels& attention_kernels() {
   return *kernels;
 }
 
+const char* attention_kernels_reason() {
+  const AttentionKernels* kernels = &attention_kernels();
+  if (kernels != find("")) return "these attention kernels were asked for";
+  if (kernels == avx512_bf16_attention_kernels()) return "the processor has AVX-512 and its bf16 products";
+  if (kernels == avx512_attention_kernels()) return "the processor has AVX-512, but not its bf16 products";
+  if (kernels == avx2_attention_kernels()) return "the processor has AVX2 and FMA, but not AVX-512 F, BW, DQ and VL";
+  return "the processor has none of AVX2 and AVX-512";
+}
+
 bool select_attention_kernels(const char* name) {
   const AttentionKernels* kernels = find(name);
   if (kernels == nullptr) return false;

@@ -67,6 +67,8 @@ const AttentionKernels* avx512_bf16_attention_kernels();  // null where not comp
 
 /// The fastest set this machine runs, or the one chosen by select_attention_kernels.
 const AttentionKernels& attention_kernels();
+/// Why attention_kernels() are these: what the processor has or lacks.
+const char* attention_kernels_reason();
 /// Chooses by name ("generic", "avx2", "avx512", "avx512-bf16"; empty: the fastest). False where this machine cannot.
 bool select_attention_kernels(const char* name);
 
