@@ -12,11 +12,10 @@
 #include "sparvar/attention_plan.h"
 #include "sparvar/error.h"
 #include "sparvar/image.h"
+#include "sparvar/precision.h"
 #include "sparvar/schedule.h"
 
 namespace sparvar {
-
-enum class Precision { f32, bf16 };
 
 struct PipelineOptions {
   std::string model_dir;  // empty: the bundled model
