@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <csetjmp>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <system_error>
@@ -20,6 +21,7 @@ namespace {
 
 constexpr png_uint_32 kLargestSide = 32768;
 constexpr std::uint64_t kMostPixels = std::uint64_t{1} << 27;
+constexpr png_alloc_size_t kLargestBlock = 64 << 20;
 constexpr int kCompressionLevel = 4;  // of zlib: 6 takes twice as long for a few per cent
 
 /// What libpng said last, kept outside the frames that longjmp leaves.
@@ -34,6 +36,12 @@ struct Failure {
 }
 
 void on_warning(png_structp, png_const_charp) {}
+
+/// libpng takes a text chunk's word for its length, up to 2 GB, whatever png_set_chunk_malloc_max says.
+png_voidp allocate(png_structp, png_alloc_size_t bytes) {
+  return bytes <= kLargestBlock ? std::malloc(bytes) : nullptr;
+}
+void release(png_structp, png_voidp block) { std::free(block); }
 
 // ---- writing
 
@@ -118,7 +126,7 @@ bool read_header(Reader& reader, std::FILE* file) {
   if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
   png_init_io(reader.png, file);
   png_set_user_limits(reader.png, kLargestSide, kLargestSide);
-  png_set_chunk_malloc_max(reader.png, 64 << 20);
+  png_set_chunk_malloc_max(reader.png, kLargestBlock);
   png_read_info(reader.png, reader.info);
   reader.width = png_get_image_width(reader.png, reader.info);
   reader.height = png_get_image_height(reader.png, reader.info);
@@ -189,7 +197,8 @@ Image read_png(const std::string& path) {
     fail_reading(path, "it is not a PNG file");
 
   Reader reader;
-  reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &reader.failure, on_error, on_warning);
+  reader.png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, &reader.failure, on_error, on_warning, nullptr, allocate,
+                                        release);
   if (reader.png != nullptr) reader.info = png_create_info_struct(reader.png);
   if (reader.info == nullptr)
     throw Error(ErrorKind::system, fmt::format("cannot read {}: libpng does not start", path));
