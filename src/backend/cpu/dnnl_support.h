@@ -10,6 +10,10 @@ namespace sparvar {
 dnnl::engine& dnnl_engine();
 dnnl::stream& dnnl_stream();
 dnnl::memory::data_type dnnl_type(DType dtype);
+/// oneDNN does not survive a kernel that it cannot get memory for: throws Error(system) first where little is left.
+void require_memory_for_kernels();
+/// A failure of oneDNN as one of ours.
+[[noreturn]] void rethrow(const dnnl::error& failure);
 /// f32 <-> bf16 copy on all threads.
 Tensor convert(const Tensor& x, DType dtype);
 
