@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -12,13 +13,22 @@
 namespace sparvar::cli {
 
 void print_error(std::string_view message) {
-  std::string line(message);
-  for (char& c : line) {
+  // Without an allocation: memory may be what is missing.
+  std::array<char, 512> part{};
+  std::size_t filled = 0;
+  const auto put = [&](char c) {
+    part[filled++] = c;
+    if (filled < part.size()) return;
+    std::fwrite(part.data(), 1, filled, stderr);
+    filled = 0;
+  };
+  for (const char c : std::string_view("sparvar: ")) put(c);
+  for (const char c : message) {
     const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7F) c = ' ';
+    put(byte < 0x20 || byte == 0x7F ? ' ' : c);
   }
-  line = "sparvar: " + line + "\n";
-  std::fwrite(line.data(), 1, line.size(), stderr);
+  put('\n');
+  std::fwrite(part.data(), 1, filled, stderr);
 }
 
 void print_aside(std::string_view line) {

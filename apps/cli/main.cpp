@@ -1,4 +1,7 @@
 // The program `sparvar`: parses the command line, runs one command, turns every failure into one line and an exit code.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <csignal>
 #include <exception>
 #include <new>
@@ -32,9 +35,17 @@ int exit_code(const sparvar::Error& error) {
   }
 }
 
+/// Where a standard stream is closed, the next file opened would take its number and get what is printed. Writing to
+/// what is put there instead fails, as it should.
+void occupy_closed_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (fcntl(stream, F_GETFD) < 0) (void)open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  occupy_closed_streams();
   // A closed pipe or a file-size limit is an error of the write that meets it, with a message and a clean end.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);

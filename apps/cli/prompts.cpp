@@ -10,6 +10,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "core/utf8.h"
 #include "sparvar/error.h"
 
 namespace sparvar::cli {
@@ -33,12 +34,23 @@ std::string read_all(std::istream& in, const std::string& where) {
   return text;
 }
 
+/// Refused here, where file and line are known.
+void check_line(const std::string& line, const std::string& where) {
+  if (const std::size_t bad = first_invalid_byte(line); bad != std::string::npos)
+    throw Error(ErrorKind::input, fmt::format("{}: byte {} is 0x{:02x}, which is not UTF-8; save the file as UTF-8",
+                                              where, bad + 1, static_cast<unsigned char>(line[bad])));
+  if (const std::size_t nul = line.find('\0'); nul != std::string::npos)
+    throw Error(ErrorKind::input, fmt::format("{}: byte {} is a NUL; save the file as UTF-8 text", where, nul + 1));
+}
+
 std::vector<std::string> read_lines(std::istream& in, const std::string& where) {
   std::string text = read_all(in, where);
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
   std::vector<std::string> prompts;
   std::istringstream lines(std::move(text));
+  int number = 0;
   for (std::string line; std::getline(lines, line);) {
+    check_line(line, fmt::format("{}: line {}", where, ++number));
     if (line.ends_with('\r')) line.pop_back();
     if (line.find_first_not_of(" \t") != std::string::npos) prompts.push_back(line);
   }

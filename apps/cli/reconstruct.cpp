@@ -36,8 +36,6 @@ struct Result {
   double psnr = 0, ssim = 0;
 };
 
-Image read_picture(const std::string& path) { return read_png(path); }  // the one place that names a format
-
 void write_bits(const std::string& path, const Result& result, const ScaleSchedule& grids) {
   std::vector<std::pair<std::string, Tensor>> arrays;
   Tensor schedule = Tensor::empty(DType::i64, {static_cast<std::int64_t>(grids.size()), 2});
@@ -117,7 +115,7 @@ void run(const Settings& settings) {
   check_output_file("-o", settings.output, ".png", settings.inputs);
   check_output_file("--bits", settings.bits, ".npz", settings.inputs);
   Result result;
-  result.given = read_picture(settings.inputs.front());
+  result.given = read_image(settings.inputs.front());
   ImageTokenizer tokenizer = ImageTokenizer::load(settings.pipeline);
   if (!tokenizer.vae->can_encode())
     throw Error(

@@ -12,14 +12,13 @@
 #include "sparvar/attention_plan.h"
 #include "sparvar/error.h"
 #include "sparvar/image.h"
+#include "sparvar/precision.h"
 #include "sparvar/schedule.h"
 
 namespace sparvar {
 
 struct QueryTiles;  // src/attention/key_lists.h: not a part of the stable interface
 struct KeyLists;
-
-enum class Precision { f32, bf16 };
 
 /// What was just finished. Stage::load comes with bytes, the others with scales.
 struct Progress {

@@ -6,6 +6,7 @@
 #include <array>
 #include <csetjmp>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "image/codecs.h"
@@ -15,6 +16,7 @@
 namespace sparvar {
 namespace {
 
+constexpr png_alloc_size_t kLargestBlock = 64 << 20;
 constexpr int kCompressionLevel = 4;  // of zlib: 6 takes twice as long for a few per cent
 
 /// What libpng said last, kept outside the frames that longjmp leaves.
@@ -29,6 +31,12 @@ struct Failure {
 }
 
 void on_warning(png_structp, png_const_charp) {}
+
+/// libpng takes a text chunk's word for its length, up to 2 GB, whatever png_set_chunk_malloc_max says.
+png_voidp allocate(png_structp, png_alloc_size_t bytes) {
+  return bytes <= kLargestBlock ? std::malloc(bytes) : nullptr;
+}
+void release(png_structp, png_voidp block) { std::free(block); }
 
 // ---- writing
 
@@ -92,7 +100,7 @@ std::vector<png_text> text_chunks(const ImageMetadata& metadata) {
 
 struct Reader {
   Reader(const std::string& path, ByteView file) : rest(file) {
-    png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &failure, on_error, on_warning);
+    png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, &failure, on_error, on_warning, nullptr, allocate, release);
     if (png != nullptr) info = png_create_info_struct(png);
     if (info == nullptr) throw Error(ErrorKind::system, fmt::format("cannot read {}: libpng does not start", path));
   }
@@ -120,7 +128,7 @@ bool read_header(Reader& reader) {
   if (setjmp(png_jmpbuf(reader.png)) != 0) return false;
   png_set_read_fn(reader.png, &reader.rest, take);
   png_set_user_limits(reader.png, kLargestSide, kLargestSide);
-  png_set_chunk_malloc_max(reader.png, 64 << 20);
+  png_set_chunk_malloc_max(reader.png, kLargestBlock);
   png_read_info(reader.png, reader.info);
   reader.width = png_get_image_width(reader.png, reader.info);
   reader.height = png_get_image_height(reader.png, reader.info);

@@ -116,7 +116,7 @@ TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
       for (std::int64_t r = 0; r < 3 * n; ++r)
         for (std::int64_t h = 0; h < heads; ++h) {
           const int begin = offsets[r / n], end = offsets[r / n + 1];
-          const auto key = [&](int t, int part, std::int64_t d) {
+          const auto key = [&, heads = heads, dim = dim](int t, int part, std::int64_t d) {
             return kvf.data<float>()[((t * 2 + part) * heads + h) * dim + d];
           };
           std::vector<double> weights;
@@ -157,7 +157,7 @@ TEST_P(Operations, ResizedResidualIsAdded) {
           const int y0 = static_cast<int>(sy), x0 = static_cast<int>(sx);
           const int y1 = std::min(y0 + 1, from.h - 1), x1 = std::min(x0 + 1, from.w - 1);
           for (int c = 0; c < 12; ++c) {
-            const auto at = [&](int row, int column) {
+            const auto at = [&, from = from](int row, int column) {
               return cache.data<float>()[((b * from.tokens()) + row * from.w + column) * 12 + c];
             };
             const double value = (1 - (sy - y0)) * ((1 - (sx - x0)) * at(y0, x0) + (sx - x0) * at(y0, x1)) +

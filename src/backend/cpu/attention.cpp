@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "backend/cpu/attention/kernels.h"
+#include "backend/cpu/attention/pieces.h"
 #include "backend/cpu/cpu_backend.h"
 #include "core/parallel.h"
 #include "sparvar/error.h"
@@ -67,26 +68,6 @@ void split_rows(const Tensor& qkv, const QkvArgs& args, Tensor& q, Tensor& k_cac
 std::byte* thread_scratch() {
   thread_local Tensor memory = Tensor::empty(DType::u8, {static_cast<std::int64_t>(kAttentionScratchBytes)});
   return memory.data<std::byte>();
-}
-
-/// Tiles cut into pieces of at most kMaxTileQueries queries, which share the tile's list.
-struct Piece {
-  int tile;
-  std::int32_t first;
-  std::int32_t count;
-};
-
-std::vector<Piece> pieces_of(const QueryTiles& tiles) {
-  std::vector<Piece> pieces;
-  for (int t = 0; t < tiles.count(); ++t) {
-    const int parts = (tiles.rows_in(t) + kMaxTileQueries - 1) / kMaxTileQueries;
-    for (int part = 0; part < parts; ++part) {
-      const int begin = tiles.rows_in(t) * part / parts;
-      const int end = tiles.rows_in(t) * (part + 1) / parts;
-      pieces.push_back({t, tiles.offset[t] + begin, end - begin});
-    }
-  }
-  return pieces;
 }
 
 void check(const AttentionArgs& args) {

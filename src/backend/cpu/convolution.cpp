@@ -92,6 +92,7 @@ std::optional<Descriptor> describe_call(const CpuConvolution& conv, const Proble
 }
 
 Call make_call(CpuConvolution& conv, const Problem& problem, DType compute) {
+  require_memory_for_kernels();
   DType type = compute;
   auto descriptor = describe_call(conv, problem, type);
   if (!descriptor && type != DType::f32) descriptor = describe_call(conv, problem, type = DType::f32);
@@ -151,7 +152,7 @@ ConvolutionPtr CpuBackend::prepare_convolution(const Tensor& weight_oihw, const 
   return conv;
 }
 
-Tensor CpuBackend::convolution(const Tensor& x, const Convolution& weights, const Tensor& residual) {
+Tensor CpuBackend::convolution(const Tensor& x, const Convolution& weights, const Tensor& residual) try {
   // The cache of primitives is no part of the value; a backend serves one thread.
   auto& conv = const_cast<CpuConvolution&>(dynamic_cast<const CpuConvolution&>(weights));  // NOLINT
   const Shape shape = result_shape(conv, x, residual);
@@ -181,6 +182,8 @@ Tensor CpuBackend::convolution(const Tensor& x, const Convolution& weights, cons
   call.primitive.execute(dnnl_stream(), args);
   dnnl_stream().wait();
   return as_type(result, compute_);
+} catch (const dnnl::error& failure) {
+  rethrow(failure);
 }
 
 Tensor CpuBackend::upsampled_convolution(const Tensor& x, const Convolution& weights) {

@@ -2,6 +2,11 @@
 
 #include <fmt/format.h>
 #include <omp.h>
+#include <sys/mman.h>
+
+#include <latch>
+#include <thread>
+#include <vector>
 
 #include "backend/cpu/attention/kernels.h"
 #include "backend/cpu/dnnl_support.h"
@@ -31,6 +36,24 @@ dnnl::memory::data_type dnnl_type(DType dtype) {
   }
 }
 
+void require_memory_for_kernels() {
+  // A primitive takes 256 KiB for the code of each of its kernels, of which it has tens.
+  constexpr std::size_t kReserve = 32 << 20;
+  void* block = ::mmap(nullptr, kReserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (block == MAP_FAILED)
+    throw Error(ErrorKind::system,
+                fmt::format("out of memory: {} MiB more were needed; try fewer pictures at once", kReserve >> 20));
+  ::munmap(block, kReserve);
+}
+
+void rethrow(const dnnl::error& failure) {
+  // oneDNN says out_of_memory, or nothing but that it could not make an object.
+  throw Error(ErrorKind::system, fmt::format("oneDNN: {}{}", failure.message,
+                                             failure.status == dnnl_out_of_memory
+                                                 ? ": out of memory; try fewer pictures at once"
+                                                 : fmt::format(" (status {})", static_cast<int>(failure.status))));
+}
+
 Tensor convert(const Tensor& x, DType dtype) {
   if (x.dtype() == dtype) return x;
   Tensor out = Tensor::empty(dtype, x.shape());
@@ -48,8 +71,33 @@ Tensor convert(const Tensor& x, DType dtype) {
   return out;
 }
 
+namespace {
+
+/// OpenMP ends the process where it cannot start its threads, so that is tried first, with as many of our own.
+void start_threads(int count) {
+  static int started = 1;
+  if (count <= started) return;
+  std::latch all_running(1);
+  std::vector<std::jthread> threads;
+  try {
+    for (int i = 1; i < count; ++i) threads.emplace_back([&] { all_running.wait(); });
+  } catch (const std::exception& failure) {
+    all_running.count_down();
+    throw Error(ErrorKind::system, fmt::format("{} threads: only {} could be started: {}; try a smaller --threads",
+                                               count, threads.size() + 1, failure.what()));
+  }
+  all_running.count_down();
+  threads.clear();
+#pragma omp parallel num_threads(count)
+  {}
+  started = count;
+}
+
+}  // namespace
+
 CpuBackend::CpuBackend(const CpuOptions& options) : compute_(options.compute) {
   if (options.threads > 0) omp_set_num_threads(options.threads);
+  start_threads(omp_get_max_threads());
 }
 
 std::string CpuBackend::describe() const {

@@ -63,6 +63,7 @@ memory weights_in(CpuLinear& linear, const memory::desc& wanted) {
 }
 
 Call make_call(CpuLinear& linear, std::int64_t rows, Activation activation, DType out) {
+  require_memory_for_kernels();
   const auto type = dnnl_type(linear.packed.dtype());
   const memory::desc source({rows, linear.in}, type, memory::format_tag::ab);
   const memory::desc weights({linear.in, linear.out}, type, memory::format_tag::any);
@@ -99,7 +100,7 @@ LinearPtr CpuBackend::prepare_linear(const Tensor& weight, const Tensor& bias, b
   return linear;
 }
 
-Tensor CpuBackend::linear(const Tensor& x, const Linear& weights, Activation activation, DType out) {
+Tensor CpuBackend::linear(const Tensor& x, const Linear& weights, Activation activation, DType out) try {
   // The cache of primitives is no part of the value; a backend serves one thread.
   auto& linear = const_cast<CpuLinear&>(dynamic_cast<const CpuLinear&>(weights));  // NOLINT
   if (x.dim(-1) != linear.in)
@@ -132,6 +133,8 @@ Tensor CpuBackend::linear(const Tensor& x, const Linear& weights, Activation act
   call.primitive.execute(dnnl_stream(), args);
   dnnl_stream().wait();
   return result;
+} catch (const dnnl::error& failure) {
+  rethrow(failure);
 }
 
 }  // namespace sparvar

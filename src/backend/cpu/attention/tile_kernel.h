@@ -84,9 +84,10 @@ struct PairDot {
   using Word = std::uint32_t;
   static constexpr int kPerWord = 2;
   static VecF multiply_add(VecF sum, VecF lanes, const Word* word) {
-    return reinterpret_cast<VecF>(
-        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(lanes),
-                         reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(*word)))));
+    std::int32_t pair;  // rows of an odd stride begin between words
+    std::memcpy(&pair, word, sizeof pair);
+    return reinterpret_cast<VecF>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(lanes),
+                                                   reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair))));
   }
 };
 #endif
