@@ -44,7 +44,9 @@ TEST(ComparisonSheet, SaysMoreInMoreLines) {
 TEST(SparseShare, CountsPairsOfSparseScalesOnly) {
   GenerateResult result;
   EXPECT_EQ(sparse_share(result), 1);
-  result.scales = {{{1, 1}, 0, 0, 1}, {{2, 2}, 0, 0, 0.5}, {{3, 3}, 0, 0, 0.1}};
+  result.scales = {{.grid = {1, 1}, .share_of_pairs = 1},
+                   {.grid = {2, 2}, .share_of_pairs = 0.5},
+                   {.grid = {3, 3}, .share_of_pairs = 0.1}};
   const double first = 4 * 5, second = 9 * 14;
   EXPECT_DOUBLE_EQ(sparse_share(result), (0.5 * first + 0.1 * second) / (first + second));
 }
