@@ -189,8 +189,12 @@ EncodeTiled encoder() {
   static const EncodeTiled found = [] {
     void* address = nullptr;
     cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
     const cudaError_t status =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &result);
+#else
+    const cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &address, cudaEnableDefault, &result);
+#endif
     const bool good = status == cudaSuccess && result == cudaDriverEntryPointSuccess;
     return good ? reinterpret_cast<EncodeTiled>(address) : nullptr;
   }();
