@@ -13,6 +13,7 @@
 #include "image/contact_sheet.h"
 #include "interrupt.h"
 #include "output.h"
+#include "plan_source.h"
 #include "progress.h"
 #include "prompts.h"
 #include "report.h"
@@ -45,13 +46,6 @@ struct Settings {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-void check_attention_name(const std::string& name) {
-  const std::vector<std::string> names = AttentionPlan::preset_names();
-  if (std::find(names.begin(), names.end(), name) != names.end()) return;
-  throw CLI::ValidationError("--attention", fmt::format("there is no plan '{}'{} (plans: {})", name,
-                                                        did_you_mean(name, names), fmt::join(names, ", ")));
 }
 
 void declare_sampling(CLI::App& command, GenerateOptions& options) {
@@ -131,7 +125,7 @@ void declare_rest(CLI::App& command, Settings& settings) {
   auto* attention = command.add_option_function<std::string>(
       "--attention",
       [&settings](const std::string& name) {
-        check_attention_name(name);
+        check_preset("--attention", name);
         settings.attention = name;
       },
       fmt::format("Attention plan: {} (sparvar on the CPU, dense on a GPU)",

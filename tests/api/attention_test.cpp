@@ -37,6 +37,8 @@ void* counted(std::size_t bytes, std::size_t alignment = 0) {
 }  // namespace
 
 // Every other form of new and delete ends in these.
+// gcc inlines one of the pair and then misses the other.
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
 void* operator new(std::size_t bytes) { return counted(bytes); }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
   return counted(bytes, static_cast<std::size_t>(alignment));
