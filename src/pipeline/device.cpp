@@ -38,4 +38,37 @@ Device open_device(const PipelineOptions& options, bool planning) {
   return device;
 }
 
+namespace {
+
+constexpr std::int64_t kLibraries = 256LL << 20;  // what cuBLAS, cuDNN and the kernels themselves take
+
+/// Half the numbers need half the bytes; fewer pictures need less cache and smaller activations.
+std::string what_would_fit(const MemoryUse& use, Precision precision, int batch) {
+  const auto fits = [&](double share, int pictures) {
+    const double working = static_cast<double>(use.working) * pictures / batch;
+    return share * (static_cast<double>(use.weights) + working) + kLibraries <= static_cast<double>(use.device_free);
+  };
+  for (int pictures = batch / 2; pictures > 0; pictures /= 2)
+    if (fits(1, pictures)) return fmt::format("--batch {} would fit", pictures);
+  if (precision == Precision::f32) {
+    for (int pictures = batch; pictures > 0; pictures /= 2)
+      if (fits(0.5, pictures)) return fmt::format("--dtype bf16 --batch {} would fit", pictures);
+  }
+  return "--device cpu does without it";
+}
+
+}  // namespace
+
+void require_device_memory(const std::string& what, const MemoryUse& use, Precision precision, int batch) {
+  const std::int64_t wanted = use.weights + use.working + kLibraries;
+  if (use.device_total == 0 || wanted <= use.device_free) return;
+  const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1LL << 30); };
+  throw Error(
+      ErrorKind::system,
+      fmt::format("{}: needs {:.1f} GiB of GPU memory ({:.1f} weights, {:.1f} cache and activations) and {:.1f} of "
+                  "{:.1f} are free; {}",
+                  what, gib(wanted), gib(use.weights), gib(use.working), gib(use.device_free), gib(use.device_total),
+                  what_would_fit(use, precision, batch)));
+}
+
 }  // namespace sparvar

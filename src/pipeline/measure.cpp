@@ -63,16 +63,6 @@ PackedText random_text(int count, int tokens, int channels) {
   return text;
 }
 
-void check_memory(const std::string& geometry, const MemoryUse& use) {
-  if (use.device_total == 0 || use.weights + use.working <= use.device_free) return;
-  const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1LL << 30); };
-  throw Error(
-      ErrorKind::system,
-      fmt::format("{}: needs {:.1f} GiB of GPU memory ({:.1f} weights, {:.1f} cache and activations) and {:.1f} "
-                  "are free; try a smaller --batch",
-                  geometry, gib(use.weights + use.working), gib(use.weights), gib(use.working), gib(use.device_free)));
-}
-
 struct Model {
   Model(const ModelConfig& config, Backend& backend)
       : weights(config, backend),
@@ -118,7 +108,7 @@ Measurement measure_model(const MeasureOptions& options) {
     Model dry(config, *planner.backend);
     planner.backend->reserve([&] { Session(dry.transformer, dry.vae, *planner.backend, shape).run_programs(); });
     const MemoryUse use = planner.backend->memory_use();
-    check_memory(options.geometry, use);
+    require_device_memory(options.geometry, use, options.pipeline.precision, options.batch);
     result.memory = {use.weights, use.working, use.device_free, use.device_total};
   }
   const Device device = open_device(options.pipeline);

@@ -128,16 +128,7 @@ MemoryUse Pipeline::Impl::plan_memory(const PipelineOptions& options) {
     Session(dry.transformer, dry.vae, backend, shape).run_programs();
   });
   const MemoryUse use = backend.memory_use();
-  constexpr std::int64_t kLibraries = 256LL << 20;  // what cuBLAS, cuDNN and the kernels themselves take
-  if (use.weights + use.working + kLibraries > use.device_free) {
-    const auto gib = [](std::int64_t bytes) { return static_cast<double>(bytes) / (1LL << 30); };
-    throw Error(ErrorKind::system,
-                fmt::format("{}: needs {:.1f} GiB of GPU memory ({:.1f} weights, {:.1f} cache and activations) and "
-                            "{:.1f} of {:.1f} are free; {}",
-                            dir, gib(use.weights + use.working + kLibraries), gib(use.weights), gib(use.working),
-                            gib(use.device_free), gib(use.device_total),
-                            options.precision == Precision::f32 ? "try --dtype bf16" : "try --device cpu"));
-  }
+  require_device_memory(dir, use, options.precision, 1);
   return use;
 }
 
