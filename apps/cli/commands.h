@@ -19,7 +19,7 @@ void add_completion(CLI::App& program, Action& chosen);
 void add_reference(CLI::App& program, Action& chosen);
 
 /// Of `bench`.
-void add_bench_attention(CLI::App& bench, Action& chosen);
-void add_bench_tokenizer(CLI::App& bench, Action& chosen);
+void add_bench_attention(CLI::App& group, Action& chosen);
+void add_bench_tokenizer(CLI::App& group, Action& chosen);
 
 }  // namespace sparvar::cli

@@ -101,6 +101,7 @@ std::string bash_script(const CLI::App& program) {
       words.insert(words.end(), names.begin(), names.end());
       if (!takes_value(*option)) continue;
       std::vector<std::string> patterns;
+      patterns.reserve(names.size());
       for (const std::string& name : names) patterns.push_back(fmt::format("'{}:{}'", at.path, name));
       values +=
           fmt::format("    {}) {} ;;\n", fmt::join(patterns, "|"), reply(values_of(*option, option->get_type_name())));

@@ -59,7 +59,7 @@ bool of_bundled_model(const std::string& hash) {
 /// picture does not say: rules are compared for all that make sense.
 std::string preset_name(const Json& plan) {
   if (!plan.is_object() || !plan.contains("name") || !plan["name"].is_string()) return {};
-  const auto name = plan["name"].get<std::string>();
+  auto name = plan["name"].get<std::string>();
   const std::vector<std::string> names = AttentionPlan::preset_names();
   if (std::find(names.begin(), names.end(), name) == names.end()) return {};
   for (const int scales : {13, 12, 10, 7})

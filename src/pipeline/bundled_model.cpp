@@ -33,6 +33,7 @@ std::string bundled_model_dir() {
   std::vector<fs::path> prefixes = beside_the_code();
   prefixes.push_back(fs::read_symlink("/proc/self/exe", error).parent_path().parent_path());
   std::vector<fs::path> candidates;
+  candidates.reserve(prefixes.size() + 2);
   for (const fs::path& prefix : prefixes) candidates.push_back(prefix / "share" / "sparvar" / "models" / kName);
   candidates.push_back(fs::path(SPARVAR_SOURCE_DIR) / "models" / kName);
   candidates.push_back(fs::path(SPARVAR_INSTALL_PREFIX) / "share" / "sparvar" / "models" / kName);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "attention/csla.h"
 #include "image/canvas.h"
@@ -24,7 +25,7 @@ Colour shade(double share) {
   if (share <= 0) return kPaper;
   const double ink = 0.15 + 0.85 * share;
   const auto mix = [&](std::uint8_t paper, std::uint8_t dark) {
-    return static_cast<std::uint8_t>(paper + ink * (dark - paper) + 0.5);
+    return static_cast<std::uint8_t>(std::lround(paper + ink * (dark - paper)));
   };
   return {mix(kPaper.r, kInk.r), mix(kPaper.g, kInk.g), mix(kPaper.b, kInk.b)};
 }

@@ -135,6 +135,7 @@ Measurement measure_model(const MeasureOptions& options) {
     }
     const auto middle = [&](auto value) {
       std::vector<double> values;
+      values.reserve(runs.size());
       for (const Run& run : runs) values.push_back(value(run));
       return median(values);
     };

@@ -36,6 +36,7 @@ PictureTimes measure_pictures(Pipeline& pipeline, const GenerateOptions& options
   }
   const auto middle = [&](auto value) {
     std::vector<double> values;
+    values.reserve(runs.size());
     for (const GenerateResult& run : runs) values.push_back(value(run));
     return median(values);
   };

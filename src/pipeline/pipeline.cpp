@@ -160,6 +160,7 @@ Session& Pipeline::Impl::session_for(const StateShape& shape) {
 
 std::vector<Tensor> Pipeline::Impl::encode(const std::vector<std::string>& prompts) {
   std::vector<Tensor> texts;
+  texts.reserve(prompts.size());
   const int longest = std::min(512, config.transformer.text_maxlen);
   for (const std::string& prompt : prompts)
     texts.push_back(networks->text_encoder.encode(tokenizer.encode(prompt, longest)));

@@ -63,11 +63,11 @@ class Infinity {
   /// is recorded next (the decoder) may use them in between.
   void release_caches(State& state) const;
 
-  /// Runs scale `scale`; scales come in order. `words` f32 [pictures, n, bits]: resized summed codes (undefined at
+  /// Runs scale `index`; scales come in order. `words` f32 [pictures, n, bits]: resized summed codes (undefined at
   /// scale 0). `guidance` f32 [1, 2]: (cfg, 1 / tau).
   /// Returns f32 [pictures, n, 2 * bits]: logits after guidance, divided by tau; bit j is the pair (2j, 2j + 1).
   /// Throws Error(cancelled) between layers where `cancel` is set.
-  Tensor forward(State& state, int scale, const Tensor& words, const Tensor& guidance, const Observer& observe = {},
+  Tensor forward(State& state, int index, const Tensor& words, const Tensor& guidance, const Observer& observe = {},
                  const std::atomic<bool>* cancel = nullptr);
 
  private:
