@@ -8,10 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-
-def load(folder, name):
-    text = (folder / f"{name}.json").read_text()
-    return json.loads(text)
+from tables import header, load, row
 
 
 def commit():
@@ -19,15 +16,6 @@ def commit():
         return os.environ["COMMIT"]
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return run.stdout.strip() or "unknown"
-
-
-def row(*cells):
-    print("| " + " | ".join(str(cell) for cell in cells) + " |")
-
-
-def header(*cells):
-    row(*cells)
-    row(*["---"] * len(cells))
 
 
 def gib(count):

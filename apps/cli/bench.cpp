@@ -111,16 +111,9 @@ PipelineOptions pipeline_of(const Settings& settings, const Point& point) {
   return {settings.model, point.precision, point.threads, settings.device};
 }
 
-/// As one word of a shell.
-std::string word(const std::string& text) {
-  std::string out = "'";
-  for (const char c : text) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return out + "'";
-}
-
 std::string command_of(const Settings& settings, const Point& point) {
-  std::string source = settings.model.empty() ? "" : " --model " + word(settings.model);
-  if (settings.geometry.empty()) source += " --prompt " + word(settings.prompt);
+  std::string source = settings.model.empty() ? "" : " --model " + shell_word(settings.model);
+  if (settings.geometry.empty()) source += " --prompt " + shell_word(settings.prompt);
   if (!settings.geometry.empty())
     source = fmt::format(" --geometry {} --random-weights --text-tokens {}", settings.geometry, settings.text_tokens);
   return fmt::format("sparvar bench model{} --device {} --attention {} --dtype {} --threads {} --batch {} -r {}",

@@ -9,6 +9,9 @@ namespace sparvar::cli {
 /// "sparvar: message" on stderr; control characters, which a prompt or a file name may hold, become spaces.
 void print_error(std::string_view message);
 
+/// A word as a shell reads it back: quoted where it has to be.
+std::string shell_word(const std::string& word);
+
 /// A line on stderr, beside the results.
 void print_aside(std::string_view line);
 

@@ -28,8 +28,7 @@ constexpr int most_pictures = 1024;  // of one run: they are held until the last
 struct Settings {
   std::vector<std::string> prompts;
   std::string prompt_file;
-  std::string attention;  // empty: sparvar on the CPU, dense on a GPU
-  std::string plan_file;
+  PlanSource plan;  // no preset: sparvar on the CPU, dense on a GPU
   std::string output = ".";
   std::string preview_dir;
   std::string sheet;  // --grid
@@ -122,18 +121,7 @@ void declare_rest(CLI::App& command, Settings& settings) {
       ->option_text("PROMPT ...");
   command.add_option("-f,--file", settings.prompt_file, "File of prompts, one a line; - is standard input")
       ->type_name("FILE");
-  auto* attention = command.add_option_function<std::string>(
-      "--attention",
-      [&settings](const std::string& name) {
-        check_preset("--attention", name);
-        settings.attention = name;
-      },
-      fmt::format("Attention plan: {} (sparvar on the CPU, dense on a GPU)",
-                  fmt::join(AttentionPlan::preset_names(), ", ")));
-  attention->type_name("NAME");
-  command.add_option("--plan", settings.plan_file, "Attention plan from a JSON file")
-      ->type_name("FILE")
-      ->excludes(attention);
+  add_plan_source(command, settings.plan, "sparvar on the CPU, dense on a GPU");
   add_device(command, settings.pipeline);
   add_precision(command, settings.pipeline);
   add_number(command, "--threads", settings.pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
@@ -186,7 +174,7 @@ void write_sheet(const Run& run, const std::string& path, int columns, int quali
 Output checked_output(const Settings& settings) {
   const GenerateOptions& options = settings.generate;
   Output output(settings.output, settings.format, static_cast<int>(options.prompts.size()), options.pictures_per_prompt,
-                {settings.prompt_file, settings.plan_file});
+                {settings.prompt_file, settings.plan.file});
   if (settings.quality && output.format() == ImageFormat::png && settings.sheet.empty())
     throw Error(ErrorKind::usage, "--quality is of JPEG and WebP; PNG is lossless, leave it out or take --format");
   if (!settings.preview_dir.empty()) require_writable_folder(settings.preview_dir, "--preview");
@@ -201,13 +189,9 @@ Output checked_output(const Settings& settings) {
 /// Chooses the attention plan, and where --max-memory says so --batch and --dtype; tells what the CPU will need.
 MemoryPlan prepare(Settings& settings, const ModelInfo& model) {
   GenerateOptions& options = settings.generate;
-  if (!settings.plan_file.empty()) {
-    options.plan = AttentionPlan::from_file(settings.plan_file);
-  } else {
-    const ScaleSchedule schedule = picture_schedule(model.model_dir, options.aspect, options.size);
-    const std::string name = !settings.attention.empty() ? settings.attention : model.on_gpu ? "dense" : "sparvar";
-    options.plan = AttentionPlan::preset(name, model.layers, static_cast<int>(schedule.size()));
-  }
+  if (settings.plan.preset.empty()) settings.plan.preset = model.on_gpu ? "dense" : "sparvar";
+  const ScaleSchedule schedule = picture_schedule(model.model_dir, options.aspect, options.size);
+  options.plan = load_plan(settings.plan, model.layers, static_cast<int>(schedule.size()));
   if (model.on_gpu) return {};
   const MemoryPlan plan = settings.max_memory
                               ? fit_memory(settings.pipeline, options, *settings.max_memory, !settings.precision_given)
@@ -235,9 +219,8 @@ void generate(Settings& settings) {
   options.cancel = catch_interrupts();
   options.prompts = collect_prompts(settings);
   const Output output = checked_output(settings);
-  const bool chooses = settings.plan_file.empty() ? !settings.attention.empty() &&
-                                                        !AttentionPlan::preset(settings.attention, 1, 13).is_static()
-                                                  : !AttentionPlan::from_file(settings.plan_file).is_static();
+  const bool named = !settings.plan.preset.empty() || !settings.plan.file.empty();
+  const bool chooses = named && !load_plan(settings.plan, 1, 13).is_static();
   const bool cpu_only = chooses || settings.max_memory || !settings.preview_dir.empty();
   if (cpu_only && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
   if (settings.max_memory && settings.pipeline.device != "cpu")

@@ -2,9 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <cctype>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "console.h"
 #include "report.h"
 #include "sparvar/pipeline.h"
 #include "weights/fingerprint.h"
@@ -22,17 +23,6 @@ std::string text_of(const ImageMetadata& texts, std::string_view keyword) {
 
 /// The settings object; null where there is none.
 Json settings_of(const ImageMetadata& texts) { return Json::parse(text_of(texts, "settings"), nullptr, false); }
-
-/// As a shell reads it back.
-std::string quoted(const std::string& word) {
-  const auto plain = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || std::string_view("-_./:,").find(c) != std::string::npos;
-  };
-  if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
-  std::string out = "'";
-  for (const char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return out + "'";
-}
 
 /// One number where all are equal, else a comma list.
 std::string numbers(const Json& values) {
@@ -77,7 +67,7 @@ std::string redraw_command(const ImageMetadata& texts) {
   try {
     std::string out = "sparvar generate";
     const auto add = [&out](const std::string& flag, const std::string& value) {
-      out += fmt::format(" {} {}", flag, quoted(value));
+      out += fmt::format(" {} {}", flag, shell_word(value));
     };
     add("--seed", text_of(texts, "seed"));
     if (const auto picture = s.at("picture").get<std::uint64_t>(); picture > 0)
@@ -95,7 +85,7 @@ std::string redraw_command(const ImageMetadata& texts) {
     const std::string preset = preset_name(s.at("plan"));
     preset.empty() ? add("--plan", "PLAN.json") : add("--attention", preset);
     if (!of_bundled_model(text_of(texts, "model_hash"))) add("--model", "MODEL_DIR");
-    return out + " -- " + quoted(prompt);
+    return out + " -- " + shell_word(prompt);
   } catch (const nlohmann::json::exception&) {  // settings of another program, or of another version of ours
     return {};
   }
@@ -121,7 +111,7 @@ std::string picture_report(const std::string& path, bool json) {
   if (command.empty()) return out + "It was not drawn by `sparvar generate`, or by another version.\n";
   out += "\nDraws it again:\n" + command + "\n";
   if (command.find(" --plan PLAN.json") != std::string::npos)
-    out += fmt::format("PLAN.json: sparvar info {} --plan-out PLAN.json\n", quoted(path));
+    out += fmt::format("PLAN.json: sparvar info {} --plan-out PLAN.json\n", shell_word(path));
   if (command.find(" --model MODEL_DIR") != std::string::npos)
     out += fmt::format("MODEL_DIR: the folder of the model {} with the hash {} (sparvar info --model DIR tells it)\n",
                        text_of(texts, "model"), text_of(texts, "model_hash"));

@@ -30,7 +30,7 @@ enum class Show { tokens, lists, blocks };
 struct Settings {
   std::string model;
   std::string geometry;
-  PlanSource source;
+  PlanSource source{.preset = "sparvar", .file = {}};
   int scale = -1;  // the last
   int layer = -1;  // the first that is sparse
   Show show = Show::lists;

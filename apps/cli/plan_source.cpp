@@ -10,7 +10,6 @@
 namespace sparvar::cli {
 
 void add_plan_source(CLI::App& command, PlanSource& source, const std::string& otherwise) {
-  source.preset = otherwise;
   auto* attention = command.add_option_function<std::string>(
       "--attention",
       [&source](const std::string& name) {

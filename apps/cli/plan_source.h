@@ -9,13 +9,14 @@
 
 namespace sparvar::cli {
 
-/// A preset, or a JSON file.
+/// A preset, or a JSON file; the preset is empty where a command chooses one itself.
 struct PlanSource {
   std::string preset;
   std::string file;
 };
 
-/// Declares --attention and --plan, which exclude each other. `otherwise`: the preset where neither is given.
+/// Declares --attention and --plan, which exclude each other. `otherwise` tells what is taken where neither is given;
+/// source.preset is what load_plan takes then.
 void add_plan_source(CLI::App& command, PlanSource& source, const std::string& otherwise);
 AttentionPlan load_plan(const PlanSource& source, int layers, int scales);
 

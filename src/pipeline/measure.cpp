@@ -7,6 +7,7 @@
 
 #include "models/random_weights.h"
 #include "pipeline/device.h"
+#include "pipeline/median.h"
 #include "pipeline/session.h"
 #include "weights/geometry.h"
 
@@ -16,11 +17,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 struct Run {
   double text = 0, decode = 0, total = 0;
@@ -133,12 +129,7 @@ Measurement measure_model(const MeasureOptions& options) {
       inputs.sampling.seed = static_cast<std::uint64_t>(r);
       runs.push_back(draw(session, backend, text, inputs));
     }
-    const auto middle = [&](auto value) {
-      std::vector<double> values;
-      values.reserve(runs.size());
-      for (const Run& run : runs) values.push_back(value(run));
-      return median(values);
-    };
+    const auto middle = [&](auto value) { return median_of(runs, value); };
     result.text = middle([](const Run& run) { return run.text; });
     result.decode = middle([](const Run& run) { return run.decode; });
     result.total = middle([](const Run& run) { return run.total; });

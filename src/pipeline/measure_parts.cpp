@@ -4,14 +4,10 @@
 
 #include "models/attention_runner.h"
 #include "pipeline/measure.h"
+#include "pipeline/median.h"
 
 namespace sparvar {
 namespace {
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 AttentionArgs random_args(Backend& backend, const AttentionCase& of, int queries, int keys) {
   const DType type = backend.compute_type();
@@ -34,12 +30,7 @@ PictureTimes measure_pictures(Pipeline& pipeline, const GenerateOptions& options
     runs.push_back(pipeline.generate(options));
     runs.back().pictures.clear();
   }
-  const auto middle = [&](auto value) {
-    std::vector<double> values;
-    values.reserve(runs.size());
-    for (const GenerateResult& run : runs) values.push_back(value(run));
-    return median(values);
-  };
+  const auto middle = [&](auto value) { return median_of(runs, value); };
   times.text = middle([](const GenerateResult& run) { return run.text_seconds; });
   times.decode = middle([](const GenerateResult& run) { return run.decode_seconds; });
   times.total = middle([](const GenerateResult& run) { return run.total_seconds; });

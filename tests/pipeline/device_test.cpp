@@ -10,6 +10,7 @@
 #include "sparvar/pipeline.h"
 #include "support.h"
 #include "weights/safetensors.h"
+#include "weights/temp_folder.h"
 
 namespace sparvar {
 namespace {
@@ -22,26 +23,21 @@ std::string bundled() { return testing::models_dir() + "/emoji-v0"; }
 class SmallModel {
  public:
   SmallModel() {
-    char name[] = "/tmp/sparvar-model-XXXXXX";
-    dir_ = mkdtemp(name);
     for (const char* file : {"spiece.model", "text_encoder.safetensors", "transformer.safetensors", "vae.safetensors"})
-      fs::create_symlink(fs::absolute(bundled() + "/" + file), dir_ / file);
+      fs::create_symlink(fs::absolute(bundled() + "/" + file), folder_.path(file));
     nlohmann::json config = nlohmann::json::parse(std::ifstream(bundled() + "/config.json"));
     config["scales"] = {1, 2, 4, 6, 8, 12, 16};
-    std::ofstream(dir_ / "config.json") << config;
+    folder_.write("config.json", config.dump());
   }
-  SmallModel(const SmallModel&) = delete;
-  SmallModel& operator=(const SmallModel&) = delete;
-  ~SmallModel() { fs::remove_all(dir_); }
   Pipeline load(Precision precision) const {
-    return Pipeline::load({.model_dir = dir_.string(),
+    return Pipeline::load({.model_dir = folder_.path(),
                            .precision = precision,
                            .threads = 2,
                            .device = testing::on_gpu() ? "cuda" : "cpu"});
   }
 
  private:
-  fs::path dir_;
+  testing::TempFolder folder_;
 };
 
 const std::vector<std::string> kPrompts = {"red apple, 3d style",

@@ -121,23 +121,27 @@ Tensor CudaBackend::grown(const Tensor& cache, std::int64_t more) {
   return out;
 }
 
+/// `out`: f32, what the output holds before.
+void CudaBackend::attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend) {
+  AttentionArgs wide{.q = converted(args.q, DType::f32),
+                     .k = converted(args.k, DType::f32),
+                     .v = converted(args.v, DType::f32),
+                     .out = std::move(out),
+                     .scale = args.scale,
+                     .statistics = args.statistics};
+  attend(wide);
+  if (computes()) convert(wide.out.raw(), DType::f32, args.out.raw(), DType::bf16, wide.out.size(), stream_);
+}
+
 void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
   check_args(args, keys);
   const std::int64_t heads = args.q.dim(1);
   const std::int64_t queries = args.q.dim(2);
   const std::int64_t dim = args.q.dim(3);
   const std::int64_t capacity = args.k.dim(2);
-  if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(dim)) {
-    AttentionArgs wide{.q = converted(args.q, DType::f32),
-                       .k = converted(args.k, DType::f32),
-                       .v = converted(args.v, DType::f32),
-                       .out = empty(DType::f32, args.out.shape()),
-                       .scale = args.scale,
-                       .statistics = args.statistics};
-    dense_attention(wide, keys);
-    if (computes()) convert(wide.out.raw(), DType::f32, args.out.raw(), DType::bf16, wide.out.size(), stream_);
-    return;
-  }
+  if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(dim))
+    return attend_in_f32(args, empty(DType::f32, args.out.shape()),
+                         [&](AttentionArgs& wide) { dense_attention(wide, keys); });
   const DenseAttention call{.q = args.q.raw(),
                             .k = args.k.raw(),
                             .v = args.v.raw(),
@@ -265,17 +269,8 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
   if (own.queries > args.q.dim(2) || (own.lists != 1 && own.lists != args.q.dim(0) * heads))
     throw Error(ErrorKind::usage, fmt::format("{} lists for {} queries do not fit q {}", own.lists, own.queries,
                                               to_string(args.q.shape())));
-  if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(dim)) {
-    AttentionArgs wide{.q = converted(args.q, DType::f32),
-                       .k = converted(args.k, DType::f32),
-                       .v = converted(args.v, DType::f32),
-                       .out = converted(args.out, DType::f32),
-                       .scale = args.scale,
-                       .statistics = args.statistics};
-    attention(wide, lists);
-    if (computes()) convert(wide.out.raw(), DType::f32, args.out.raw(), DType::bf16, wide.out.size(), stream_);
-    return;
-  }
+  if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(dim))
+    return attend_in_f32(args, converted(args.out, DType::f32), [&](AttentionArgs& wide) { attention(wide, lists); });
   if (!computes()) return;
   list_attention({.q = args.q.raw(),
                   .k = args.k.raw(),

@@ -107,6 +107,7 @@ class CudaBackend final : public Backend {
   /// Is work enqueued (and not only planned)?
   bool computes() const { return !dry_; }
   Tensor weight_memory(DType dtype, Shape shape);
+  void attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend);
   Tensor kept(const void* values, DType type, std::int64_t count);
   Tensor converted(const Tensor& x, DType type);
   Tensor convolve(const Tensor& x, const Convolution& weights, const Tensor& residual, bool enlarged);

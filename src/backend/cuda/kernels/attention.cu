@@ -107,18 +107,8 @@ void launch(const DenseAttention& args, cudaStream_t stream) {
 void dense_attention(const DenseAttention& args, cudaStream_t stream) {
   if (args.queries <= 0 || args.batch * args.heads <= 0) return;
   if (args.type == DType::f32) return dense_attention_f32(args, stream);
-  if (args.dim % 8 != 0 || args.dim < 8 || args.dim > 128 || args.batch * args.heads > 65535)
-    throw Error(ErrorKind::usage, "attention in bf16 takes heads of a multiple of 8 channels, 128 at most");
-  if (args.dim <= 64)
-    launch<64>(args, stream);
-  else if (args.dim <= 80)
-    launch<80>(args, stream);
-  else if (args.dim <= 96)
-    launch<96>(args, stream);
-  else if (args.dim <= 112)
-    launch<112>(args, stream);
-  else
-    launch<128>(args, stream);
+  if (args.batch * args.heads > 65535) throw Error(ErrorKind::usage, "attention in bf16 takes 65535 heads at most");
+  with_head_dim(args.dim, [&](auto dim) { launch<dim>(args, stream); });
 }
 
 }  // namespace sparvar::cuda

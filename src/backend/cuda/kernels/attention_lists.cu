@@ -95,18 +95,7 @@ void list_attention(const ListAttention& args, cudaStream_t stream) {
   if (args.batch * args.heads > 65535 || args.most_queries > ListTile::kMostQueries)
     throw Error(ErrorKind::usage, "attention of lists takes tiles of 128 queries and 65535 heads at most");
   if (args.type == DType::f32) return list_attention_f32(args, stream);
-  if (args.dim % 8 != 0 || args.dim < 8 || args.dim > 128)
-    throw Error(ErrorKind::usage, "attention in bf16 takes heads of a multiple of 8 channels, 128 at most");
-  if (args.dim <= 64)
-    launch<64>(args, stream);
-  else if (args.dim <= 80)
-    launch<80>(args, stream);
-  else if (args.dim <= 96)
-    launch<96>(args, stream);
-  else if (args.dim <= 112)
-    launch<112>(args, stream);
-  else
-    launch<128>(args, stream);
+  with_head_dim(args.dim, [&](auto dim) { launch<dim>(args, stream); });
 }
 
 }  // namespace sparvar::cuda

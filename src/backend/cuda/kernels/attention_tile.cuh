@@ -3,6 +3,8 @@
 // pass (FlashAttention-2, arXiv 2307.08691). attention.cu streams all keys, attention_lists.cu those of a list.
 #pragma once
 
+#include <type_traits>
+
 #include "backend/cuda/kernels/mma.cuh"
 
 namespace sparvar::cuda {
@@ -147,6 +149,18 @@ __device__ inline void write(const Running<kDim>& r, bf16* rows, bf16* out, std:
       *reinterpret_cast<uint4*>(out + row * out_row + channel) =
           *reinterpret_cast<const uint4*>(rows + i / Rows<kDim>::kVectors * Rows<kDim>::kStride + channel);
   }
+}
+
+/// Calls f with the head dimension that the kernels are made for, the smallest that `dim` fits, as a constant.
+template <typename F>
+void with_head_dim(int dim, F f) {
+  if (dim % 8 != 0 || dim < 8 || dim > 128)
+    throw Error(ErrorKind::usage, "attention in bf16 takes heads of a multiple of 8 channels, 128 at most");
+  if (dim <= 64) return f(std::integral_constant<int, 64>{});
+  if (dim <= 80) return f(std::integral_constant<int, 80>{});
+  if (dim <= 96) return f(std::integral_constant<int, 96>{});
+  if (dim <= 112) return f(std::integral_constant<int, 112>{});
+  f(std::integral_constant<int, 128>{});
 }
 
 }  // namespace sparvar::cuda
