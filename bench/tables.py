@@ -81,6 +81,7 @@ def main():
     print(f"Made by `bench/run.sh` on {time.strftime('%Y-%m-%d')}: {cpu_name()}, {own['backend']}; commit {commit()}; PyTorch {peer['torch']} on the same threads, in the same run.")
     print(f"Every figure is the median of {own['repeat']} runs after a warm-up; cold is the first picture of a process, primitives and pages included.")
     print("PyTorch's model is `bench/peer_pytorch.py`: eager, bf16 by autocast. Column \"pairs computed\": query-key pairs over all pairs.")
+    print("The GPU has [tables of its own](benchmarks-gpu.md).")
     attention_tables(folder)
     model_tables(folder)
     quality_table(folder)
