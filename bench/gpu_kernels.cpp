@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <set>
 #include <string>
 #include <vector>
@@ -218,42 +219,71 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
   return row;
 }
 
-/// CSLA, exact lists of the published windows, at one of the last scales of a square 1024 x 1024 picture.
-nlohmann::ordered_json measure_csla(int scale, int heads, bool blocks, Backend& backend) {
+/// Tiles of queries, their lists, and what they are called.
+struct Lists {
+  std::string name;
+  int scale = 12;
+  QueryTiles tiles;
+  KeyLists lists;
+};
+
+Lists csla_case(int scale, bool blocks) {
   const ScaleSchedule schedule = *schedule_1m(1.0);
   const AttentionPlan plan =
       AttentionPlan::preset(blocks ? "csla-blocks" : "csla", 1, static_cast<int>(schedule.size()));
   const auto& method = std::get<CslaAttention>(plan.method(0, scale));
-  const QueryTiles tiles = csla_tiles(schedule[scale], method);
-  const KeyLists lists = csla_lists(schedule, scale, method, tiles);
-  const AttentionListsPtr prepared = backend.prepare_lists(tiles, lists);
-  std::int64_t keys = 0;
-  for (int k = 0; k <= scale; ++k) keys += schedule[k].tokens();
-  const std::int64_t queries = schedule[scale].tokens();
+  QueryTiles tiles = csla_tiles(schedule[scale], method);
+  KeyLists lists = csla_lists(schedule, scale, method, tiles);
+  return {plan.name, scale, std::move(tiles), std::move(lists)};
+}
+
+/// As many keys for every tile, drawn for each head: what plans that choose keys give.
+Lists chosen_case(const std::string& name, const QueryGroup& group, int keys, int heads) {
+  const ScaleSchedule schedule = *schedule_1m(1.0);
+  const int last = static_cast<int>(schedule.size()) - 1;
+  const int all = first_keys(schedule, last).back();
+  QueryTiles tiles = group_tiles(schedule[last], group);
+  KeyLists lists = build_lists(2 * heads, tiles.count(), all, [&](int list, int tile, KeySet& set) {
+    std::minstd_rand random(static_cast<unsigned>(list * 1000 + tile + 1));
+    int left = keys;
+    for (int key = 0; key < all && left > 0; ++key)
+      if (static_cast<int>(random() % static_cast<unsigned>(all - key)) < left) set.add(key, 1), --left;
+  });
+  return {name, last, std::move(tiles), std::move(lists)};
+}
+
+/// The kernel for Hopper beside that for sm_80 and dense attention, at one of the last scales of a square picture.
+nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Backend& older) {
+  const ScaleSchedule schedule = *schedule_1m(1.0);
+  const std::int64_t keys = first_keys(schedule, c.scale).back();
+  const std::int64_t queries = schedule[c.scale].tokens();
   constexpr int kDim = 128;
-  AttentionArgs args{.q = backend.random(DType::bf16, {2, heads, queries, kDim}, 1, 1.0F),
-                     .k = backend.random(DType::bf16, {2, heads, keys, kDim}, 2, 1.0F),
-                     .v = backend.random(DType::bf16, {2, heads, keys, kDim}, 3, 1.0F),
-                     .out = backend.random(DType::bf16, {2, queries, heads, kDim}, 4, 1.0F),
-                     .scale = 0.1F,
-                     .statistics = {}};
-  const auto seconds = [&](const std::function<void()>& call) {
+  const auto seconds = [&](Backend& device, bool sparse) {
+    const AttentionListsPtr prepared = device.prepare_lists(c.tiles, c.lists);
+    AttentionArgs args{.q = device.random(DType::bf16, {2, heads, queries, kDim}, 1, 1.0F),
+                       .k = device.random(DType::bf16, {2, heads, keys, kDim}, 2, 1.0F),
+                       .v = device.random(DType::bf16, {2, heads, keys, kDim}, 3, 1.0F),
+                       .out = device.random(DType::bf16, {2, queries, heads, kDim}, 4, 1.0F),
+                       .scale = 0.1F,
+                       .statistics = {}};
     std::vector<double> samples;
     for (int i = 0; i < 11; ++i) {
-      const MarkPtr start = backend.mark();
-      for (int j = 0; j < 5; ++j) call();
-      samples.push_back(backend.mark()->seconds_since(*start) / 5);
+      const MarkPtr start = device.mark();
+      for (int j = 0; j < 5; ++j)
+        sparse ? device.attention(args, *prepared) : device.dense_attention(args, static_cast<int>(keys));
+      samples.push_back(device.mark()->seconds_since(*start) / 5);
     }
     std::sort(samples.begin() + 2, samples.end());
     return samples[6];
   };
-  const double share = share_of_pairs(tiles, lists, static_cast<int>(keys));
-  const double sparse = seconds([&] { backend.attention(args, *prepared); });
-  const double dense = seconds([&] { backend.dense_attention(args, static_cast<int>(keys)); });
-  return {{"lists", fmt::format("{} 2x{} heads of {}, {} x {}", plan.name, heads, kDim, queries, keys)},
+  const double share = share_of_pairs(c.tiles, c.lists, static_cast<int>(keys));
+  const double sparse = seconds(backend, true);
+  const double dense = seconds(backend, false);
+  return {{"lists", fmt::format("{} 2x{} heads of {}, {} x {}", c.name, heads, kDim, queries, keys)},
           {"share_of_pairs", share},
           {"own_us", sparse * 1e6},
           {"own_tflops", 4.0 * 2 * heads * static_cast<double>(queries * keys) * kDim * share / sparse * 1e-12},
+          {"sm80_us", seconds(older, true) * 1e6},
           {"dense_us", dense * 1e6},
           {"dense_over_own", dense / sparse}};
 }
@@ -297,11 +327,19 @@ void run(const std::set<std::string>& sections) {
     for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
   if (wanted("lists")) {
     const std::unique_ptr<Backend> backend =
-        make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false}, why);
-    if (!backend) throw Error(ErrorKind::system, why);
+        make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false, .hopper = true}, why);
+    const std::unique_ptr<Backend> older =
+        make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false, .hopper = false}, why);
+    if (!backend || !older) throw Error(ErrorKind::system, why);
+    const auto add = [&](const Lists& lists, int heads) {
+      report["lists"].push_back(measure(lists, heads, *backend, *older));
+    };
     for (const int heads : {28, 16})
       for (const int scale : {10, 11, 12})
-        for (const bool blocks : {false, true}) report["lists"].push_back(measure_csla(scale, heads, blocks, *backend));
+        for (const bool blocks : {false, true}) add(csla_case(scale, blocks), heads);
+    add(chosen_case("192 rows, 2128 keys", {.tile_h = 0, .tile_w = 0, .rows = 192}, 2128, 28), 28);
+    add(chosen_case("8x16, 2128 keys", {.tile_h = 8, .tile_w = 16, .rows = 0}, 2128, 28), 28);
+    add(chosen_case("8x8, 950 keys", {.tile_h = 8, .tile_w = 8, .rows = 0}, 950, 28), 28);
   }
   if (wanted("norms"))
     for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})

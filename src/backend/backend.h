@@ -248,6 +248,8 @@ struct CudaOptions {
   int device = 0;
   /// Computes nothing and takes no memory: everything made with it only adds up what would be needed (memory_use()).
   bool planning = false;
+  /// false: on Hopper too, attend to lists of keys with the kernel of sm_80, to test and compare it.
+  bool hopper = true;
 };
 /// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::string& why);

@@ -29,7 +29,7 @@ Device open_device(const PipelineOptions& options, bool planning) {
   Device device;
   if (options.device != "cpu") {
     const int index = index_of(options.device);
-    device.backend = make_cuda_backend({.compute = compute, .device = index, .planning = planning}, device.why_no_gpu);
+    device.backend = make_cuda_backend({.compute = compute, .device = index, .planning = planning, .hopper = true}, device.why_no_gpu);
     device.gpu = device.backend != nullptr;
     if (!device.gpu && options.device != "auto")
       throw Error(ErrorKind::system, fmt::format("device {}: {}", options.device, device.why_no_gpu));

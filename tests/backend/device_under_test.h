@@ -1,4 +1,5 @@
-// The device that the tests of this room run on: SPARVAR_TEST_DEVICE (cpu, cuda). Tensors of a test stay on the host.
+// The device that the tests of this room run on: SPARVAR_TEST_DEVICE (cpu; cuda; cuda-sm80: without the kernels that
+// only Hopper can run). Tensors of a test stay on the host.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -15,7 +16,12 @@ namespace sparvar::testing {
 
 inline bool on_gpu() {
   const char* name = std::getenv("SPARVAR_TEST_DEVICE");
-  return name != nullptr && std::string(name) == "cuda";
+  return name != nullptr && std::string(name).starts_with("cuda");
+}
+
+inline bool without_hopper() {
+  const char* name = std::getenv("SPARVAR_TEST_DEVICE");
+  return name != nullptr && std::string(name) == "cuda-sm80";
 }
 
 /// A backend whose operations take and give host tensors: everything is uploaded before and downloaded after.
@@ -187,7 +193,8 @@ class HostSide final : public Backend {
 inline std::unique_ptr<Backend> make_backend(DType compute, int threads = 2) {
   if (!on_gpu()) return make_cpu_backend({.compute = compute, .threads = threads});
   std::string why;
-  auto device = make_cuda_backend({.compute = compute, .device = 0, .planning = false}, why);
+  auto device =
+      make_cuda_backend({.compute = compute, .device = 0, .planning = false, .hopper = !without_hopper()}, why);
   if (!device) throw Error(ErrorKind::system, why);
   return std::make_unique<HostSide>(std::move(device));
 }

@@ -121,6 +121,10 @@ TEST(ListAttention, MatchesDoublePrecision) {
     run({type, 1, 2, 65, 63, 33, 64, 2, true});  // a head dimension of no use to tensor cores
     run({type, 1, 1, 9, 50, 48, 4, -1, false});  // empty lists
     run({type, 2, 2, 129, 64, 96, 128, 0, false});
+    for (const int dim : {64, 80, 96, 112, 128})
+      for (const int tile : {50, 64, 100, 128, 192}) run({type, 2, 3, 410, 700, dim, tile, 5, tile % 4 == 0});
+    run({type, 2, 8, 1500, 900, 128, 64, 3, true});  // more tiles than a GPU has room for
+    run({type, 2, 8, 1500, 900, 128, 24, 3, true});
   }
 }
 

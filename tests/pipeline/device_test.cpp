@@ -89,7 +89,7 @@ TEST(Device, TheSeedAloneDecidesThePicture) {
 TEST(Device, AnotherPromptIsNotRecordedAgain) {
   if (!testing::on_gpu()) GTEST_SKIP() << "the CPU records nothing";
   std::string why;
-  const auto backend = make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false}, why);
+  const auto backend = make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false, .hopper = true}, why);
   ASSERT_NE(backend, nullptr) << why;
   const ModelConfig config = read_model_config(bundled() + "/config.json");
   const TensorFile transformer_file = TensorFile::open_in(bundled(), "transformer");

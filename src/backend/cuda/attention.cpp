@@ -289,7 +289,8 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
                   .most_queries = own.most_queries,
                   .own_lists = own.lists > 1,
                   .scale = args.scale,
-                  .statistics = args.statistics.defined() ? args.statistics.data<float>() : nullptr},
+                  .statistics = args.statistics.defined() ? args.statistics.data<float>() : nullptr,
+                  .hopper = hopper_},
                  stream_);
 }
 

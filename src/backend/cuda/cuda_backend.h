@@ -119,6 +119,7 @@ class CudaBackend final : public Backend {
   DType compute_;
   Gpu gpu_;
   bool planning_;
+  bool hopper_;
   bool dry_ = false;
   bool recording_ = false;
   int recordings_ = 0;

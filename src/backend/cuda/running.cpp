@@ -91,6 +91,7 @@ CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<Cu
     : compute_(options.compute),
       gpu_(std::move(gpu)),
       planning_(options.planning),
+      hopper_(options.hopper),
       dry_(options.planning),
       cublas_(std::move(cublas)) {
   if (planning_) {

@@ -95,6 +95,7 @@ void list_attention(const ListAttention& args, cudaStream_t stream) {
   if (args.batch * args.heads > 65535 || args.most_queries > ListTile::kMostQueries)
     throw Error(ErrorKind::usage, "attention of lists takes tiles of 128 queries and 65535 heads at most");
   if (args.type == DType::f32) return list_attention_f32(args, stream);
+  if (args.hopper && supports_list_attention_hopper(args)) return list_attention_hopper(args, stream);
   with_head_dim(args.dim, [&](auto dim) { launch<dim>(args, stream); });
 }
 

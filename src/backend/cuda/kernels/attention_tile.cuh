@@ -65,9 +65,17 @@ __device__ inline void logits_of(const unsigned (&q)[kDim / 16][4], const bf16* 
   }
 }
 
-/// Logits become weights; what was summed so far is brought to the new maximum.
+/// 2^x to 2 ulp, denormal results are zero.
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Logits become weights; `shrink` brings what was summed so far to the new maximum.
 template <int kDim>
-__device__ inline void renormalise(Running<kDim>& r, float (&s)[kKeys / 8][4], float scale, int keys_left) {
+__device__ inline void weigh(Running<kDim>& r, float (&s)[kKeys / 8][4], float scale, int keys_left,
+                             float (&shrink)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (keys_left < kKeys)
 #pragma unroll
@@ -82,21 +90,41 @@ __device__ inline void renormalise(Running<kDim>& r, float (&s)[kKeys / 8][4], f
     top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, 1));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, 2));
     const float largest = fmaxf(r.largest[half], top * scale);
-    const float shrink = exp2f(r.largest[half] - largest);
+    shrink[half] = power_of_two(r.largest[half] - largest);
     r.largest[half] = largest;
     float sum = 0;
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n)
       for (int j = 2 * half; j < 2 * half + 2; ++j) {
-        s[n][j] = exp2f(fmaf(s[n][j], scale, -largest));
+        s[n][j] = power_of_two(fmaf(s[n][j], scale, -largest));
         sum += s[n][j];
       }
-    r.sum[half] = r.sum[half] * shrink + sum;
+    r.sum[half] = r.sum[half] * shrink[half] + sum;
+  }
+}
+
+template <int kDim>
+__device__ inline void rescale(Running<kDim>& r, const float (&shrink)[2]) {
 #pragma unroll
-    for (int d = 0; d < kDim / 8; ++d) {
-      r.out[d][2 * half] *= shrink;
-      r.out[d][2 * half + 1] *= shrink;
-    }
+  for (int d = 0; d < kDim / 8; ++d)
+    for (int j = 0; j < 4; ++j) r.out[d][j] *= shrink[j / 2];
+}
+
+template <int kDim>
+__device__ inline void renormalise(Running<kDim>& r, float (&s)[kKeys / 8][4], float scale, int keys_left) {
+  float shrink[2];
+  weigh<kDim>(r, s, scale, keys_left, shrink);
+  rescale<kDim>(r, shrink);
+}
+
+/// Weights as the first matrix of four products of 16 keys.
+__device__ inline void pack_weights(unsigned (&p)[kKeys / 16][4], const float (&s)[kKeys / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < kKeys / 16; ++n) {
+    p[n][0] = pack(s[2 * n][0], s[2 * n][1]);
+    p[n][1] = pack(s[2 * n][2], s[2 * n][3]);
+    p[n][2] = pack(s[2 * n + 1][0], s[2 * n + 1][1]);
+    p[n][3] = pack(s[2 * n + 1][2], s[2 * n + 1][3]);
   }
 }
 
@@ -104,16 +132,16 @@ template <int kDim>
 __device__ inline void add_values(Running<kDim>& r, const float (&s)[kKeys / 8][4], const bf16* v) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const unsigned base = shared_address(v + (lane % 16) * Rows<kDim>::kStride + lane / 16 * 8);
+  unsigned p[kKeys / 16][4];
+  pack_weights(p, s);
 #pragma unroll
   for (int n = 0; n < kKeys / 16; ++n) {
-    const unsigned p[4] = {pack(s[2 * n][0], s[2 * n][1]), pack(s[2 * n][2], s[2 * n][3]),
-                           pack(s[2 * n + 1][0], s[2 * n + 1][1]), pack(s[2 * n + 1][2], s[2 * n + 1][3])};
 #pragma unroll
     for (int d = 0; d < kDim / 16; ++d) {
       unsigned b[4];
       load_transposed(b, base + (n * 16 * Rows<kDim>::kStride + d * 16) * 2);
-      multiply(r.out[2 * d], p, b[0], b[1]);
-      multiply(r.out[2 * d + 1], p, b[2], b[3]);
+      multiply(r.out[2 * d], p[n], b[0], b[1]);
+      multiply(r.out[2 * d + 1], p[n], b[2], b[3]);
     }
   }
 }

@@ -145,9 +145,13 @@ struct ListAttention {
   bool own_lists = false;
   float scale = 1;
   float* statistics = nullptr;  // f32 [B, H, queries, 2], or null
+  bool hopper = true;           // attention_hopper.cu where it can; false: the kernel of sm_80
 };
 /// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.
 void list_attention(const ListAttention& args, cudaStream_t stream);
+/// The same on Hopper (attention_hopper.cu), which list_attention takes where it can.
+bool supports_list_attention_hopper(const ListAttention& args);
+void list_attention_hopper(const ListAttention& args, cudaStream_t stream);
 /// Text: q, k, v f32 [T, H, D], bias f32 [H, T, T]; keys >= *length (device) are not seen -> out f32 [T, H, D].
 void biased_attention(const float* q, const float* k, const float* v, const float* bias, const std::int32_t* length,
                       int tokens, int heads, int dim, float* out, cudaStream_t stream);

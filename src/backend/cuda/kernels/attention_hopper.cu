@@ -1,0 +1,329 @@
+// Attention of tiles of queries to lists of keys on Hopper (sm_90a): the same work as attention_lists.cu, for heads of
+// 64 to 128 channels. A warpgroup gathers rows of k and v into a ring of stages (16-byte copies that arrive at
+// barriers, swizzled as wgmma reads them) and runs ahead into the next tile; one or two warpgroups of 64 queries each
+// multiply them. Blocks stay and take one (batch, head, tile) after the other, tiles of a head side by side, so that
+// its keys are read from the L2 cache. The division of work follows FlashAttention-3 (arXiv 2407.08608), section 3.
+#include <algorithm>
+
+#include "backend/cuda/kernels/attention_tile.cuh"
+#include "backend/cuda/kernels/hopper.cuh"
+#include "backend/cuda/kernels/kernels.h"
+
+namespace sparvar::cuda {
+namespace {
+
+constexpr int kPanelBytes = kKeys * 128;  // 64 rows of 64 channels
+constexpr int kMultiprocessorBytes = 227 * 1024;
+
+/// kGroups: warpgroups that multiply, 64 queries each.
+template <int kDim, int kGroups>
+struct Shape {
+  static constexpr int kBlocks = kGroups == 1 ? 2 : 1;  // on one multiprocessor
+  static constexpr int kThreads = 128 * (kGroups + 1);
+  static constexpr int kTileBytes = (kDim + 63) / 64 * kPanelBytes;  // 64 rows
+  static constexpr int kQueryBytes = kGroups * kTileBytes;
+  static constexpr int kStageBytes = 2 * kTileBytes;  // k, then v
+  static constexpr int kBarrierBytes = 256;
+  static constexpr int kRoom = kMultiprocessorBytes / kBlocks - kBarrierBytes - 1024;
+  static constexpr int kStages = std::min(8, (kRoom - kQueryBytes) / kStageBytes);
+  static constexpr int kSharedBytes = kQueryBytes + kStages * kStageBytes + kBarrierBytes;
+  static_assert(kStages >= 2);
+};
+
+#if __CUDA_ARCH__ >= 900
+
+constexpr int kGathererRegisters = 40;
+template <int kGroups>
+constexpr int kMultiplierRegisters = kGroups == 1 ? 208 : 232;
+
+/// Where a block is in a ring of stages.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  unsigned turn = 0;  // parity of the times around
+  __device__ void advance() {
+    if (++stage == kStages) stage = 0, turn ^= 1U;
+  }
+};
+
+struct Barriers {
+  unsigned first;
+  __device__ unsigned full(int stage) const { return first + 32 + 16 * stage; }
+  __device__ unsigned empty(int stage) const { return first + 40 + 16 * stage; }
+  __device__ unsigned queries_full() const { return first; }
+  __device__ unsigned queries_empty() const { return first + 8; }
+};
+
+/// The pieces of work of this block: `f(index of batch and head, tile)`.
+template <typename F>
+__device__ inline void each_tile(const ListAttention& a, F f) {
+  const int total = a.batch * a.heads * a.tile_count;
+  for (int item = static_cast<int>(blockIdx.x); item < total; item += static_cast<int>(gridDim.x)) {
+    const int index = item / a.tile_count;
+    const int t = item - index * a.tile_count;
+    f(index, a.tiles[(a.own_lists ? index * a.tile_count : 0) + t]);
+  }
+}
+
+template <int kDim, int kGroups>
+__device__ inline void gather(const ListAttention& a, unsigned memory, Barriers barriers) {
+  using S = Shape<kDim, kGroups>;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int chunk = thread % 16;  // of 16 bytes of a row
+  const int row = thread / 16;    // and every eighth after it
+  const bool copies = chunk < kDim / 8;
+  const unsigned place = chunk / 8 * kPanelBytes + row * 128 + (chunk % 8 ^ row) * 16;
+  Ring<S::kStages> ring;
+  unsigned query_turn = 0;
+  each_tile(a, [&](int index, const ListTile& tile) {
+    const bf16* const q = static_cast<const bf16*>(a.q) + index * std::int64_t{a.queries} * kDim + chunk * 8;
+    const bf16* const k = static_cast<const bf16*>(a.k) + index * a.capacity * kDim + chunk * 8;
+    const bf16* const v = static_cast<const bf16*>(a.v) + index * a.capacity * kDim + chunk * 8;
+    const std::int32_t* const rows = a.rows + tile.first_query;
+    const std::int32_t* const keys = a.keys + tile.first_key;
+    wait_barrier(barriers.queries_empty(), query_turn ^ 1U);
+    query_turn ^= 1U;
+    if (copies)
+#pragma unroll 4
+      for (int i = 0; i < 8 * kGroups; ++i) {
+        const bool there = row + 8 * i < tile.queries;
+        const int query = there ? __ldg(rows + row + 8 * i) : 0;
+        copy_async(memory + i / 8 * S::kTileBytes + i % 8 * 1024 + place, q + std::int64_t{query} * kDim, there);
+      }
+    arrive_after_copies(barriers.queries_full());
+    for (int first = 0; first < tile.keys; first += kKeys) {
+      int key[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) key[i] = first + row + 8 * i < tile.keys ? __ldg(keys + first + row + 8 * i) : -1;
+      wait_barrier(barriers.empty(ring.stage), ring.turn ^ 1U);
+      const unsigned to = memory + S::kQueryBytes + ring.stage * S::kStageBytes + place;
+      if (copies) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) copy_async(to + i * 1024, k + std::int64_t{max(key[i], 0)} * kDim, key[i] >= 0);
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+          copy_async(to + S::kTileBytes + i * 1024, v + std::int64_t{max(key[i], 0)} * kDim, key[i] >= 0);
+      }
+      arrive_after_copies(barriers.full(ring.stage));
+      ring.advance();
+    }
+  });
+  commit_copies();
+  wait_copies<0>();
+}
+
+/// Four lanes hold two channels each of four blocks of eight: afterwards each holds the eight channels of one block,
+/// its lane's.
+__device__ inline uint4 whole_block(const unsigned (&x)[4]) {
+  const int lane = static_cast<int>(threadIdx.x);
+  const bool upper = (lane & 2) != 0;
+  const bool odd = (lane & 1) != 0;
+  const unsigned far0 = __shfl_xor_sync(0xffffffffU, upper ? x[0] : x[2], 2);
+  const unsigned far1 = __shfl_xor_sync(0xffffffffU, upper ? x[1] : x[3], 2);
+  const unsigned own0 = upper ? x[2] : x[0];
+  const unsigned own1 = upper ? x[3] : x[1];
+  // Of blocks 2 (lane / 2) and the next: the words of the lanes below, and above, the middle of the four.
+  const unsigned low0 = upper ? far0 : own0, high0 = upper ? own0 : far0;
+  const unsigned low1 = upper ? far1 : own1, high1 = upper ? own1 : far1;
+  const unsigned low_far = __shfl_xor_sync(0xffffffffU, odd ? low0 : low1, 1);
+  const unsigned high_far = __shfl_xor_sync(0xffffffffU, odd ? high0 : high1, 1);
+  const unsigned low_own = odd ? low1 : low0;
+  const unsigned high_own = odd ? high1 : high0;
+  return odd ? make_uint4(low_far, low_own, high_far, high_own) : make_uint4(low_own, low_far, high_own, high_far);
+}
+
+/// One query's output, of the four lanes that hold it together. `row` may be negative: nothing is written.
+template <int kDim>
+__device__ inline void write_row(const float (&out)[kDim / 8][4], int half, float inverse, bf16* to, bool there) {
+  const int lane = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int d = 0; d < kDim / 32; ++d) {
+    unsigned words[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      words[j] = pack(out[4 * d + j][2 * half] * inverse, out[4 * d + j][2 * half + 1] * inverse);
+    const uint4 block = whole_block(words);
+    if (there) *reinterpret_cast<uint4*>(to + (4 * d + lane) * 8) = block;
+  }
+#pragma unroll
+  for (int d = kDim / 32 * 4; d < kDim / 8; ++d)
+    if (there)
+      *reinterpret_cast<unsigned*>(to + d * 8 + lane * 2) =
+          pack(out[d][2 * half] * inverse, out[d][2 * half + 1] * inverse);
+}
+
+template <int kDim>
+__device__ inline void write_tile(const ListAttention& a, const Running<kDim>& r, int index, const ListTile& tile,
+                                  int first_row) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int batch = index / a.heads;
+  const int head = index - batch * a.heads;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float sum = r.sum[half];
+    sum += __shfl_xor_sync(0xffffffffU, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffU, sum, 2);
+    const int row = first_row + lane / 4 + 8 * half;
+    const bool there = row < tile.queries;
+    const std::int64_t query = there ? __ldg(a.rows + tile.first_query + row) : 0;
+    bf16* const to = static_cast<bf16*>(a.out) + ((std::int64_t{batch} * a.queries + query) * a.heads + head) * kDim;
+    write_row<kDim>(r.out, half, sum > 0 ? 1.0F / sum : 0.0F, to, there);
+    if (a.statistics != nullptr && lane % 4 == 0 && there) {
+      float* const statistics = a.statistics + (index * std::int64_t{a.queries} + query) * 2;
+      statistics[0] = r.largest[half] * kLn2;
+      statistics[1] = sum;
+    }
+  }
+}
+
+template <int kDim>
+__device__ inline void begin_logits(float (&s)[kKeys / 8][4], const unsigned (&q)[kDim / 16][4], unsigned k) {
+  begin_products();
+#pragma unroll
+  for (int d = 0; d < kDim / 16; ++d)
+    multiply_held<kKeys, 0>(s, q[d], matrix_of(k + d / 4 * kPanelBytes + d % 4 * 32), d > 0 ? 1 : 0);
+  commit_products();
+}
+
+template <int kDim>
+__device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&p)[kKeys / 16][4], unsigned v) {
+  begin_products();
+#pragma unroll
+  for (int n = 0; n < kKeys / 16; ++n)
+    multiply_held<kDim, 1>(out, p[n], turned_matrix_of(v + n * 2048, kPanelBytes), 1);
+  commit_products();
+}
+
+template <int kDim, int kGroups>
+__device__ inline void attend(const ListAttention& a, unsigned memory, Barriers barriers) {
+  using S = Shape<kDim, kGroups>;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  Ring<S::kStages> ring;
+  unsigned query_turn = 0;
+  each_tile(a, [&](int index, const ListTile& tile) {
+    unsigned q[kDim / 16][4];
+    wait_barrier(barriers.queries_full(), query_turn);
+    query_turn ^= 1U;
+    {
+      const int row = warp % 4 * 16 + lane % 16;
+      const unsigned base = memory + warp / 4 * S::kTileBytes + row * 128;
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d)
+        load_matrices(q[d], base + d / 4 * kPanelBytes + (((d % 4 * 2 + lane / 16) ^ (row % 8)) * 16));
+    }
+    __syncwarp();
+    if (lane == 0) arrive(barriers.queries_empty());
+
+    Running<kDim> running;
+    float s[kKeys / 8][4];
+    unsigned p[kKeys / 16][4];
+    float shrink[2];
+    const float scale = a.scale * kLog2E;
+    const auto begin_stage = [&] {
+      wait_barrier(barriers.full(ring.stage), ring.turn);
+      show_to_products();
+      begin_logits<kDim>(s, q, memory + S::kQueryBytes + ring.stage * S::kStageBytes);
+    };
+    if (tile.keys > 0) {
+      begin_stage();
+      wait_products<0>();
+      settle(s);
+      weigh<kDim>(running, s, scale, tile.keys, shrink);
+      pack_weights(p, s);
+    }
+    // While the tensor cores add the values of one stage, the logits of the next become weights.
+    for (int left = tile.keys; left > 0; left -= kKeys) {
+      const int here = ring.stage;
+      const unsigned v = memory + S::kQueryBytes + here * S::kStageBytes + S::kTileBytes;
+      ring.advance();
+      if (left > kKeys) {
+        begin_stage();
+        begin_values<kDim>(running.out, p, v);
+        wait_products<1>();
+        settle(s);
+        weigh<kDim>(running, s, scale, left - kKeys, shrink);
+        wait_products<0>();
+        settle(running.out);
+        settle(p);
+        rescale<kDim>(running, shrink);
+        pack_weights(p, s);
+      } else {
+        begin_values<kDim>(running.out, p, v);
+        wait_products<0>();
+        settle(running.out);
+      }
+      if (lane == 0) arrive(barriers.empty(here));
+    }
+    write_tile<kDim>(a, running, index, tile, warp * 16);
+  });
+}
+
+#endif  // Hopper
+
+template <int kDim, int kGroups>
+__global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
+    attend_lists_hopper(const ListAttention a) {
+#if __CUDA_ARCH__ >= 900
+  using S = Shape<kDim, kGroups>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const unsigned memory = shared_address(shared);
+  const Barriers barriers{memory + S::kQueryBytes + S::kStages * S::kStageBytes};
+  if (threadIdx.x == 0) {
+    init_barrier(barriers.queries_full(), 128);
+    init_barrier(barriers.queries_empty(), 4 * kGroups);
+    for (int i = 0; i < S::kStages; ++i) {
+      init_barrier(barriers.full(i), 128);
+      init_barrier(barriers.empty(i), 4 * kGroups);
+    }
+    publish_barriers();
+  }
+  __syncthreads();
+  wait_for_earlier();
+  if (threadIdx.x >= 128 * kGroups) {
+    give_registers<kGathererRegisters>();
+    gather<kDim, kGroups>(a, memory, barriers);
+  } else {
+    take_registers<kMultiplierRegisters<kGroups>>();
+    attend<kDim, kGroups>(a, memory, barriers);
+  }
+#endif
+}
+
+int multiprocessors() {
+  static const int count = [] {
+    int device = 0;
+    int value = 132;
+    if (cudaGetDevice(&device) == cudaSuccess)
+      (void)cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
+    return value;
+  }();
+  return count;
+}
+
+template <int kDim, int kGroups>
+void launch(const ListAttention& args, cudaStream_t stream) {
+  using S = Shape<kDim, kGroups>;
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups>,
+                                                          cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  (void)allowed;  // a refusal shows at the launch
+  const int items = args.batch * args.heads * args.tile_count;
+  const auto blocks = static_cast<unsigned>(std::min(items, multiprocessors() * S::kBlocks));
+  launch_early(attend_lists_hopper<kDim, kGroups>, blocks, S::kThreads, S::kSharedBytes, stream, 1, args);
+  check_launch("attention of lists (Hopper)");
+}
+
+}  // namespace
+
+bool supports_list_attention_hopper(const ListAttention& args) {
+  const bool made_for = args.dim == 64 || args.dim == 80 || args.dim == 96 || args.dim == 112 || args.dim == 128;
+  return launches_overlap() && made_for && std::int64_t{args.batch} * args.heads * args.tile_count < (1 << 30);
+}
+
+void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
+  with_head_dim(args.dim, [&](auto dim) {
+    args.most_queries <= 64 ? launch<dim, 1>(args, stream) : launch<dim, 2>(args, stream);
+  });
+}
+
+}  // namespace sparvar::cuda
