@@ -212,7 +212,7 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
                                     .scale = own.scale};
   const Buffer scratch(library->attention_workspace(shape), DType::bf16, 0.0F, stream);
   const double other =
-      seconds_of(stream, [&] { library->attention(shape, own.q, own.k, own.v, out.get(), scratch.get()); });
+      seconds_of(stream, [&] { library->attention(shape, own.q, own.k, own.v, out.get(), nullptr, scratch.get()); });
   row["cudnn_us"] = other * 1e6;
   row["cudnn_tflops"] = flops / other * 1e-12;
   row["cudnn_over_own"] = other / seconds;

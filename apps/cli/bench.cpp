@@ -241,7 +241,7 @@ void add_bench_model(CLI::App& group, Action& chosen) {
   command->add_flag("--random-weights", settings->random_weights, "Random numbers instead of a model's files");
   command
       ->add_option("--device", settings->device,
-                   "auto, cpu, cuda or cuda:N; auto: a GPU where there is one and it runs the plans (auto)")
+                   "auto, cpu, cuda or cuda:N; auto: a GPU where there is one (auto)")
       ->type_name("NAME");
   add_integers(*command, "--batch", settings->batches, {1, 64}, "Pictures at once, one number or a list (1)");
   add_number(*command, "--text-tokens", settings->text_tokens, Range<int>{1, 512}, "Of each prompt of a geometry (40)");
@@ -249,9 +249,6 @@ void add_bench_model(CLI::App& group, Action& chosen) {
       ->type_name("TEXT");
   add_bench_grid(*command, settings->grid);
   command->callback([settings, &chosen] {
-    const bool sparse = std::any_of(settings->plans.begin(), settings->plans.end(),
-                                    [](const std::string& plan) { return !plan_of(plan, 1, 13).is_static(); });
-    if (sparse && settings->device == "auto") settings->device = "cpu";  // choosing keys runs there
     chosen = [settings] { bench(*settings); };
   });
 }

@@ -219,9 +219,7 @@ void generate(Settings& settings) {
   options.cancel = catch_interrupts();
   options.prompts = collect_prompts(settings);
   const Output output = checked_output(settings);
-  const bool named = !settings.plan.preset.empty() || !settings.plan.file.empty();
-  const bool chooses = named && !load_plan(settings.plan, 1, 13).is_static();
-  const bool cpu_only = chooses || settings.max_memory || !settings.preview_dir.empty();
+  const bool cpu_only = settings.max_memory || !settings.preview_dir.empty();
   if (cpu_only && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
   if (settings.max_memory && settings.pipeline.device != "cpu")
     throw Error(ErrorKind::usage,

@@ -83,7 +83,7 @@ struct AttentionPlan {
   std::vector<AttentionRule> rules;
 
   const AttentionMethod& method(int layer, int scale) const;
-  /// Do all its lists depend on the schedule alone (dense, CSLA)? A GPU runs no other plans as yet.
+  /// Do all its lists depend on the schedule alone (dense, CSLA)?
   bool is_static() const;
   /// Throws Error(usage) where a value is impossible, naming it.
   void validate() const;

@@ -212,31 +212,27 @@ Carried carried_tiles(const Cs4aAttention& method, const ScaleSchedule& schedule
   return out;
 }
 
-/// The selected keys of one group, carried to scale k.
-void add_carried(KeySet& set, const Cs4aAttention& method, const ScaleSchedule& schedule, int k,
-                 const std::vector<int>& first, const std::int32_t* keys, int count) {
-  const int decision = method.decision_scale;
-  switch (method.carry) {
-    case Cs4aAttention::Carry::group:
-      for (int i = 0; i < count; ++i) set.add(keys[i], 1);
-      return;
-    case Cs4aAttention::Carry::ratio:
-      for (int i = 0; i < count; ++i) set.add(carry_by_ratio(keys[i], first[k + 1], first[decision + 1]), 1);
-      return;
-    case Cs4aAttention::Carry::grid: {
-      // The sinks that no key maps to go in front, at the cost of the weakest keys.
-      const int front = std::min(first[k - decision], count);
-      set.add(0, front);
-      for (int i = 0; i < count - front; ++i) set.add(carry_by_grid(keys[i], schedule, k, decision), 1);
-      return;
-    }
-  }
+/// Keys that give way to the sinks, which no key maps to at scale k.
+int sinks_in_front(const Cs4aAttention& method, const std::vector<int>& first, int k, int count) {
+  return method.carry == Cs4aAttention::Carry::grid ? std::min(first[k - method.decision_scale], count) : 0;
 }
 
 }  // namespace
 
-KeyLists carry_keys(const Cs4aAttention& method, const ScaleSchedule& schedule, int k, const QueryTiles& tiles,
-                    const Selection& selection) {
+std::vector<int> counts_to_choose(const Cs4aAttention& method, const ScaleSchedule& schedule) {
+  const int last = static_cast<int>(schedule.size()) - 1;
+  const std::vector<int> first = first_keys(schedule, last);
+  const int count = kept_keys(method.share, first[method.decision_scale + 1], method.granularity);
+  std::vector<int> out{count};
+  for (int k = method.decision_scale + 1; k <= last; ++k) {
+    const int left = count - sinks_in_front(method, first, k, count);
+    if (left < out.back() && left > 0) out.push_back(left);
+  }
+  return out;
+}
+
+ListRecipe carry_recipe(const Cs4aAttention& method, const ScaleSchedule& schedule, int k, const QueryTiles& tiles,
+                        int decision_groups, int count) {
   const std::vector<int> first = first_keys(schedule, k);
   Carried carried;
   if (method.group.rows == 0)
@@ -244,12 +240,32 @@ KeyLists carry_keys(const Cs4aAttention& method, const ScaleSchedule& schedule, 
   else if (method.carry == Cs4aAttention::Carry::group)
     carried = carried_rows_template(method, schedule, k, first);
   else
-    carried = carried_rows(method, schedule, k, first, tiles, selection.groups);
+    carried = carried_rows(method, schedule, k, first, tiles, decision_groups);
 
-  return build_lists(selection.lists, tiles.count(), first.back(), [&](int list, int tile, KeySet& set) {
-    add_carried(set, method, schedule, k, first, selection.of(list, carried.group_of[tile]), selection.count);
+  const int front = sinks_in_front(method, first, k, count);
+  ListRecipe recipe{.tiles = tiles,
+                    .keys = first.back(),
+                    .chosen = count - front,
+                    .group_of = {carried.group_of.begin(), carried.group_of.end()},
+                    .map = {},
+                    .fixed = {}};
+  recipe.fixed = build_lists(1, tiles.count(), first.back(), [&](int, int tile, KeySet& set) {
+    set.add(0, front);
     for (const KeyRun& run : carried.local[tile]) set.add(run.begin, run.count);
   });
+  if (method.carry == Cs4aAttention::Carry::group) return recipe;
+  const int decided = first[method.decision_scale + 1];
+  for (int key = 0; key < decided; ++key)
+    recipe.map.push_back(method.carry == Cs4aAttention::Carry::ratio
+                             ? carry_by_ratio(key, first[k + 1], decided)
+                             : carry_by_grid(key, schedule, k, method.decision_scale));
+  return recipe;
+}
+
+KeyLists carry_keys(const Cs4aAttention& method, const ScaleSchedule& schedule, int k, const QueryTiles& tiles,
+                    const Selection& selection) {
+  const ListRecipe recipe = carry_recipe(method, schedule, k, tiles, selection.groups, selection.count);
+  return follow(recipe, selection.keys.data(), selection.lists, selection.groups, selection.count);
 }
 
 }  // namespace sparvar

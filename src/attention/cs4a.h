@@ -41,6 +41,13 @@ std::vector<int> tiles_of_decision(Grid grid, Grid decision, const QueryGroup& g
 /// the last key. Keys of the whole axis.
 std::vector<KeyRun> local_runs(Grid grid, int first_key, int window, const QueryTiles& groups, int granularity);
 
+/// How many keys a group chooses at the decision scale, largest number first, and how many of those, the strongest, the
+/// scales above take where that is fewer.
+std::vector<int> counts_to_choose(const Cs4aAttention& method, const ScaleSchedule& schedule);
+/// Lists of scale k from `count` keys that each of the groups of the decision scale chose. `tiles` are scale k's
+/// groups.
+ListRecipe carry_recipe(const Cs4aAttention& method, const ScaleSchedule& schedule, int k, const QueryTiles& tiles,
+                        int decision_groups, int count);
 /// Lists of scale k from the selection at the decision scale. `tiles` are scale k's groups.
 KeyLists carry_keys(const Cs4aAttention& method, const ScaleSchedule& schedule, int k, const QueryTiles& tiles,
                     const Selection& selection);

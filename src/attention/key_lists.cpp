@@ -119,4 +119,21 @@ KeyLists build_lists(int lists, int tiles, int keys, const std::function<void(in
   return out;
 }
 
+int ListRecipe::most_keys() const {
+  std::int64_t most = 0;
+  for (int t = 0; t < fixed.tiles; ++t) most = std::max(most, fixed.keys_in(0, t));
+  return static_cast<int>(std::min<std::int64_t>(keys, most + chosen));
+}
+
+KeyLists follow(const ListRecipe& recipe, const std::int32_t* choice, int lists, int groups, int per_group) {
+  return build_lists(lists, recipe.tiles.count(), recipe.keys, [&](int list, int tile, KeySet& set) {
+    const std::int32_t* of_group =
+        choice + (static_cast<std::int64_t>(list) * groups + recipe.group_of[tile]) * per_group;
+    for (int i = 0; i < recipe.chosen; ++i) set.add(recipe.map.empty() ? of_group[i] : recipe.map[of_group[i]], 1);
+    if (recipe.fixed.tiles == 0) return;
+    for (std::int64_t r = recipe.fixed.offset[tile]; r < recipe.fixed.offset[tile + 1]; ++r)
+      set.add(recipe.fixed.runs[r].begin, recipe.fixed.runs[r].count);
+  });
+}
+
 }  // namespace sparvar

@@ -57,4 +57,18 @@ class KeySet {
 /// Lists for every (list, tile): fill(list, tile, set) adds the keys of one. Runs on all threads.
 KeyLists build_lists(int lists, int tiles, int keys, const std::function<void(int list, int tile, KeySet& set)>& fill);
 
+/// How lists come of a choice of keys: tile t reads the first `chosen` keys that group group_of[t] chose, each replaced
+/// by map[key], and the fixed runs.
+struct ListRecipe {
+  QueryTiles tiles;
+  int keys = 0;  // all keys of the lists lie below
+  int chosen = 0;
+  std::vector<std::int32_t> group_of;  // per tile
+  std::vector<std::int32_t> map;       // empty: keys stay as they are
+  KeyLists fixed;                      // one list a tile, or no tile at all
+  int most_keys() const;               // that a list can have
+};
+/// The lists, of a choice I32 [lists, groups, per_group].
+KeyLists follow(const ListRecipe& recipe, const std::int32_t* choice, int lists, int groups, int per_group);
+
 }  // namespace sparvar

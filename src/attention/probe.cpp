@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "attention/cs4a.h"
 #include "attention/csla.h"
@@ -51,20 +52,16 @@ ProbeLayout probe_layout(Grid grid, const ProbeAttention& method) {
   return layout;
 }
 
-KeyLists probe_lists(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const ProbeLayout& layout,
-                     const float* column_sums, int lists) {
+ListRecipe probe_recipe(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const ProbeLayout& layout) {
   const int keys = first_keys(schedule, k).back();
-  const int count = kept_keys(method.share, keys, 1);
-  const int tiles = layout.tiles.count();
-  const KeyLists fixed = probe_windows(schedule, k, method, layout.tiles);
-  return build_lists(lists, tiles, keys, [&](int list, int tile, KeySet& set) {
-    thread_local std::vector<std::int32_t> chosen;
-    chosen.resize(count);
-    select_top(column_sums + (static_cast<std::int64_t>(list) * tiles + tile) * keys, keys, count, chosen.data());
-    for (const std::int32_t key : chosen) set.add(key, 1);
-    for (std::int64_t r = fixed.offset[tile]; r < fixed.offset[tile + 1]; ++r)
-      set.add(fixed.runs[r].begin, fixed.runs[r].count);
-  });
+  ListRecipe recipe{.tiles = layout.tiles,
+                    .keys = keys,
+                    .chosen = kept_keys(method.share, keys, 1),
+                    .group_of = std::vector<std::int32_t>(layout.tiles.count()),
+                    .map = {},
+                    .fixed = probe_windows(schedule, k, method, layout.tiles)};
+  std::iota(recipe.group_of.begin(), recipe.group_of.end(), 0);
+  return recipe;
 }
 
 }  // namespace sparvar

@@ -19,9 +19,8 @@ ProbeLayout probe_layout(Grid grid, const ProbeAttention& method);
 /// Windows and sinks of every tile: the part of the lists that all (batch, head) pairs share.
 KeyLists probe_windows(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const QueryTiles& tiles);
 
-/// column_sums f32 [lists, tiles, N_k]: per tile the summed probabilities of its probes. Per (list, tile): the largest
-/// share of the keys, the windows around the tile's queries on the last scales, and the sink scales.
-KeyLists probe_lists(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const ProbeLayout& layout,
-                     const float* column_sums, int lists);
+/// Lists made of each tile's choice, the largest of the summed probabilities of its probes: those keys, the windows
+/// around the tile's queries on the last scales, and the sink scales.
+ListRecipe probe_recipe(const ScaleSchedule& schedule, int k, const ProbeAttention& method, const ProbeLayout& layout);
 
 }  // namespace sparvar

@@ -46,7 +46,8 @@ struct AttentionArgs {
   Tensor v;
   Tensor out;
   float scale = 1.0F;
-  /// Optional f32 [B, H, n, 2]: per query the largest logit and the sum of exp(logit - largest).
+  /// Optional f32 [B, H, n, 2]: per query (m, s) so that its probabilities are exp(logit - m) / s: the largest logit
+  /// and the sum, or the logarithm of the whole sum and 1.
   Tensor statistics;
 };
 
@@ -56,6 +57,13 @@ class AttentionLists {
   virtual ~AttentionLists() = default;
 };
 using AttentionListsPtr = std::shared_ptr<AttentionLists>;
+
+/// A ListRecipe as a device wants it.
+class AttentionRecipe {
+ public:
+  virtual ~AttentionRecipe() = default;
+};
+using AttentionRecipePtr = std::shared_ptr<AttentionRecipe>;
 
 /// How q and k are made from the qkv product (SelfAttention of upstream basic.py).
 struct QkvArgs {
@@ -201,14 +209,25 @@ class Backend {
   /// The same with lists that many calls share; a recorded program takes no others.
   virtual AttentionListsPtr prepare_lists(const QueryTiles& tiles, const KeyLists& lists) = 0;
   virtual void attention(AttentionArgs& args, const AttentionLists& lists) = 0;
+  /// I32 [rows of sums, counts[0]]: of f32 sums [lists, groups, keys] the counts[0] largest of each (list, group), so
+  /// ordered that of the smaller counts (they descend) the largest come first. Of equal sums the lower key; NaN is
+  /// least.
+  virtual Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) = 0;
+  virtual AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) = 0;
+  /// Every tile attends to its list, made of `choice` I32 [B * H, groups, per group]. Adds to `pairs` (I64 [1], may be
+  /// undefined) the pairs of query and key computed.
+  virtual void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) = 0;
   /// f32 [B * H, groups, keys]: per group of queries and key, the sum of softmax probabilities over all `keys` keys.
   virtual Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) = 0;
-  /// out [B, to.tokens, H, D] += bilinear resize (align_corners = false) of cache f32 [B, from.tokens, H, D].
+  /// out [B, to.tokens, H, D] += bilinear resize (align_corners = false) of cache [B, from.tokens, H, D], f32 or
+  /// product_type().
   virtual void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) = 0;
   /// Rows of x [B, n, H, D] -> f32 [B, rows, H, D].
   virtual Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
-  /// a - b, any float types -> f32.
-  virtual Tensor subtract(const Tensor& a, const Tensor& b) = 0;
+  /// Rows of x [B, H, n, D] -> [B, H, rows, D] of x's type.
+  virtual Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
+  /// a - b, any float types -> `out`.
+  virtual Tensor subtract(const Tensor& a, const Tensor& b, DType out) = 0;
   /// Attention over short packed texts: q [B, n, H, D], kv [total, 2, H, D] (type of q), cu_lengths I32 [B + 1] -> [B,
   /// n, H, D]. No text is longer than `longest`, where that is not 0.
   virtual Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,

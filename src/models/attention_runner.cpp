@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <numeric>
 
 #include "attention/cs4a.h"
 #include "attention/csla.h"
@@ -13,47 +14,30 @@ namespace sparvar {
 
 struct AttentionRunner::Static {
   QueryTiles tiles;
-  KeyLists lists;
+  KeyLists lists;  // CSLA
   AttentionListsPtr prepared;
   double share = 1;
+  ListRecipe recipe;  // CS4A
+  AttentionRecipePtr prepared_recipe;
 };
 
 struct AttentionRunner::Decision {
-  Selection selection;
-  Tensor cache;  // f32 [B, n_S, H, D]: dense minus sparse
+  Tensor choice;  // I32 [B * H, groups, keys chosen]
+  Tensor cache;   // [B, n_S, H, D]: dense minus sparse
 
   /// Guidance may have ended since: the rows that are left are the first.
   void keep(std::int64_t rows, std::int64_t heads) {
-    const auto lists = static_cast<int>(rows * heads);
-    if (lists >= selection.lists) return;
-    selection.lists = lists;
-    selection.keys.resize(static_cast<std::size_t>(lists) * static_cast<std::size_t>(selection.groups) *
-                          static_cast<std::size_t>(selection.count));
+    if (rows * heads >= choice.dim(0)) return;
+    choice = choice.rows(0, rows * heads);
     if (cache.defined()) cache = cache.rows(0, rows);
   }
 };
 
-namespace {
-
-constexpr int kDenseTile = 64;
-
-/// Lists of the decision scale itself: the selected keys of each group.
-KeyLists lists_of(const Selection& selection, int keys) {
-  return build_lists(selection.lists, selection.groups, keys, [&](int list, int group, KeySet& set) {
-    for (int i = 0; i < selection.count; ++i) set.add(selection.of(list, group)[i], 1);
-  });
-}
-
-/// The same queries in tiles of at most `size`, for the dense pass.
-QueryTiles cut(const std::vector<std::int32_t>& rows, int size) {
-  QueryTiles tiles;
-  tiles.rows = rows;
-  for (int first = 0; first < static_cast<int>(rows.size()); first += size)
-    tiles.offset.push_back(std::min(first + size, static_cast<int>(rows.size())));
-  return tiles;
-}
-
-}  // namespace
+struct AttentionRunner::Probing {
+  ProbeLayout layout;
+  ListRecipe recipe;
+  AttentionRecipePtr prepared;
+};
 
 AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers)
     : backend_(backend),
@@ -61,7 +45,9 @@ AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSche
       schedule_(std::move(schedule)),
       pairs_(schedule_.size()),
       seconds_(schedule_.size()),
+      all_(schedule_.size()),
       decisions_(layers) {
+  counted_ = backend_.zeros(DType::i64, {static_cast<std::int64_t>(schedule_.size())});
   keys_ = first_keys(schedule_, static_cast<int>(schedule_.size()) - 1);
   keys_.erase(keys_.begin());
 }
@@ -70,10 +56,24 @@ AttentionRunner::~AttentionRunner() = default;
 AttentionRunner::AttentionRunner(AttentionRunner&&) noexcept = default;
 
 double AttentionRunner::share_of_pairs(int scale) const {
-  return pairs_[scale] / static_cast<double>(decisions_.size());
+  double pairs = pairs_[scale];
+  if (all_[scale] > 0)
+    pairs += static_cast<double>(backend_.download(counted_.rows(scale, scale + 1)).data<std::int64_t>()[0]) /
+             static_cast<double>(all_[scale]);
+  return pairs / static_cast<double>(decisions_.size());
 }
 
-void AttentionRunner::start(int scale) { pairs_[scale] = seconds_[scale] = 0; }
+void AttentionRunner::start(int scale) {
+  pairs_[scale] = seconds_[scale] = 0;
+  all_[scale] = 0;
+  if (plan_.is_static()) return;
+  Tensor count = counted_.rows(scale, scale + 1);
+  backend_.fill_zero(count);
+}
+
+void AttentionRunner::release() {
+  for (auto& decision : decisions_) decision.reset();
+}
 
 void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
   const auto start = std::chrono::steady_clock::now();
@@ -96,16 +96,30 @@ double AttentionRunner::dense(AttentionArgs& args, int scale) {
 }
 
 double AttentionRunner::csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale) {
-  Static& known = csla_[{&method, scale}];
+  Static& known = static_[{&method, scale}];
   if (!known.prepared) {
     known.tiles = csla_tiles(schedule_[scale], method);
     known.lists = csla_lists(schedule_, scale, method, known.tiles);
     known.share = sparvar::share_of_pairs(known.tiles, known.lists, keys_[scale]);
     known.prepared = backend_.prepare_lists(known.tiles, known.lists);
   }
-  show(layer, scale, known.tiles, known.lists);
+  if (observer_) observer_(layer, scale, known.tiles, known.lists);
   backend_.attention(args, *known.prepared);
   return known.share;
+}
+
+void AttentionRunner::show(int layer, int scale, const ListRecipe& recipe, const Tensor& choice) const {
+  if (!observer_) return;
+  const Tensor there = backend_.download(choice);
+  observer_(layer, scale, recipe.tiles,
+            follow(recipe, there.data<std::int32_t>(), static_cast<int>(there.dim(0)), static_cast<int>(there.dim(1)),
+                   static_cast<int>(there.dim(2))));
+}
+
+void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice) {
+  Tensor count = counted_.rows(scale, scale + 1);
+  backend_.attention(args, *prepared, choice, count);
+  all_[scale] = args.q.dim(0) * args.q.dim(1) * args.q.dim(2) * keys_[scale];
 }
 
 double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale) {
@@ -116,64 +130,82 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
                 fmt::format("plan {}: layer {} carries keys at scale {}, but did not decide at scale {}", plan_.name,
                             layer, scale, method.decision_scale));
   decision->keep(args.q.dim(0), args.q.dim(1));
-  const QueryTiles tiles = group_tiles(schedule_[scale], method.group);
-  const KeyLists lists = carry_keys(method, schedule_, scale, tiles, decision->selection);
-  show(layer, scale, tiles, lists);
-  backend_.attention(args, tiles, lists);
+  Static& known = static_[{&method, scale}];
+  if (!known.prepared_recipe) {
+    const int groups = static_cast<int>(decision->choice.dim(1));
+    known.recipe = carry_recipe(method, schedule_, scale, group_tiles(schedule_[scale], method.group), groups,
+                                static_cast<int>(decision->choice.dim(2)));
+    known.prepared_recipe = backend_.prepare_recipe(known.recipe);
+  }
+  show(layer, scale, known.recipe, decision->choice);
+  attend(args, scale, known.prepared_recipe, decision->choice);
   if (decision->cache.defined())
     backend_.add_resized(args.out, decision->cache, schedule_[method.decision_scale], schedule_[scale]);
-  return sparvar::share_of_pairs(tiles, lists, keys_[scale]);
+  return 0;  // counted on the device
 }
 
 double AttentionRunner::decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale) {
   if (scale < method.decision_scale) return dense(args, scale);
-  const int heads = static_cast<int>(args.q.dim(0) * args.q.dim(1));
-  args.statistics = Tensor::empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
+  Static& known = static_[{&method, scale}];
+  const std::vector<int> counts = counts_to_choose(method, schedule_);
+  if (!known.prepared_recipe) {
+    known.tiles = group_tiles(schedule_[scale], method.group);
+    known.recipe = {.tiles = known.tiles,
+                    .keys = keys_[scale],
+                    .chosen = counts.front(),
+                    .group_of = std::vector<std::int32_t>(known.tiles.count()),
+                    .map = {},
+                    .fixed = {}};
+    std::iota(known.recipe.group_of.begin(), known.recipe.group_of.end(), 0);
+    known.prepared_recipe = backend_.prepare_recipe(known.recipe);
+  }
+  args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
   dense(args, scale);
-  const QueryTiles groups = group_tiles(schedule_[scale], method.group);
-  const Tensor sums = backend_.column_sums(args, groups, keys_[scale]);
-  args.statistics = Tensor();
   auto decision = std::make_unique<Decision>();
-  decision->selection = select_keys(sums.data<float>(), heads, groups.count(), keys_[scale],
-                                    kept_keys(method.share, keys_[scale], method.granularity));
-  double share = 1;
+  {
+    const Tensor sums = backend_.column_sums(args, known.tiles, keys_[scale]);
+    args.statistics = Tensor();
+    decision->choice = backend_.select_keys(sums, counts);
+  }
   if (method.residual) {
     AttentionArgs sparse = args;
-    sparse.out = Tensor::empty(args.out.dtype(), args.out.shape());
-    const KeyLists lists = lists_of(decision->selection, keys_[scale]);
-    backend_.attention(sparse, groups, lists);
-    decision->cache = backend_.subtract(args.out, sparse.out);
-    share += sparvar::share_of_pairs(groups, lists, keys_[scale]);
+    sparse.out = backend_.empty(args.out.dtype(), args.out.shape());
+    attend(sparse, scale, known.prepared_recipe, decision->choice);
+    decision->cache = backend_.subtract(args.out, sparse.out, backend_.product_type());
   }
   decisions_[layer] = std::move(decision);
-  return share;
+  return 1;
 }
 
 double AttentionRunner::probe(const ProbeAttention& method, int layer, AttentionArgs& args, int scale) {
   const Grid grid = schedule_[scale];
-  const ProbeLayout layout = probe_layout(grid, method);
-  const int heads = static_cast<int>(args.q.dim(0) * args.q.dim(1));
-
-  // The probes see all keys; their outputs land in their rows of out.
-  const QueryTiles probes = cut(layout.probe_rows, kDenseTile);
-  args.statistics = Tensor::empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
-  backend_.attention(args, probes, all_keys(probes, keys_[scale]));
-  Tensor dense_rows;
-  if (method.residual) dense_rows = backend_.gather_rows(args.out, layout.probe_rows);
-  QueryTiles choosers = layout.choosers;
-  for (std::int32_t& row : choosers.rows) row = layout.probe_rows[row];
-  const Tensor sums = backend_.column_sums(args, choosers, keys_[scale]);
-  args.statistics = Tensor();
-
-  const KeyLists lists = probe_lists(schedule_, scale, method, layout, sums.data<float>(), heads);
-  show(layer, scale, layout.tiles, lists);
-  backend_.attention(args, layout.tiles, lists);
-  if (method.residual) {
-    const Tensor residual = backend_.subtract(dense_rows, backend_.gather_rows(args.out, layout.probe_rows));
-    backend_.add_resized(args.out, residual, layout.probe_grid, grid);
+  Probing& known = probing_[{&method, scale}];
+  if (!known.prepared) {
+    known.layout = probe_layout(grid, method);
+    known.recipe = probe_recipe(schedule_, scale, method, known.layout);
+    known.prepared = backend_.prepare_recipe(known.recipe);
   }
-  return sparvar::share_of_pairs(layout.tiles, lists, keys_[scale]) +
-         static_cast<double>(layout.probe_rows.size()) / grid.tokens();
+  // The probes see all keys.
+  const std::vector<std::int32_t>& probes = known.layout.probe_rows;
+  const auto count = static_cast<std::int64_t>(probes.size());
+  AttentionArgs dense_args = args;
+  dense_args.q = backend_.gather_queries(args.q, probes);
+  dense_args.out = backend_.empty(args.out.dtype(), {args.q.dim(0), count, args.q.dim(1), args.q.dim(3)});
+  dense_args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), count, 2});
+  dense(dense_args, scale);
+  Tensor choice;
+  {
+    const Tensor sums = backend_.column_sums(dense_args, known.layout.choosers, keys_[scale]);
+    choice = backend_.select_keys(sums, {known.recipe.chosen});
+  }
+  show(layer, scale, known.recipe, choice);
+  attend(args, scale, known.prepared, choice);
+  if (method.residual) {
+    const Tensor residual =
+        backend_.subtract(dense_args.out, backend_.gather_rows(args.out, probes), backend_.product_type());
+    backend_.add_resized(args.out, residual, known.layout.probe_grid, grid);
+  }
+  return static_cast<double>(count) / grid.tokens();
 }
 
 }  // namespace sparvar

@@ -22,8 +22,10 @@ class AttentionRunner {
   AttentionRunner(AttentionRunner&&) noexcept;
 
   void observe(ListObserver observer) { observer_ = std::move(observer); }
-  /// Forgets the figures of the scale: it runs (again).
+  /// Forgets the figures of the scale: it runs (again). A part of the scale's program.
   void start(int scale);
+  /// Lets go of what is kept between scales, once every program of a walk was recorded.
+  void release();
   /// Fills args.out for the queries of `scale`; k and v hold the keys of scales 0 .. scale. Scales must come in order.
   void run(int layer, int scale, AttentionArgs& args);
   /// Pairs computed over pairs there are, and seconds spent, at the scale, all layers together. A device that records
@@ -34,15 +36,15 @@ class AttentionRunner {
  private:
   struct Static;    // tiles and lists that depend on the schedule only
   struct Decision;  // what a layer keeps of its CS4A decision scale
+  struct Probing;   // the part of a probe plan that depends on the schedule only
   double dense(AttentionArgs& args, int scale);
+  /// Every tile attends to its list made of the choice; the pairs are counted on the device.
+  void attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice);
+  void show(int layer, int scale, const ListRecipe& recipe, const Tensor& choice) const;
   double csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale);
   double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
   double probe(const ProbeAttention& method, int layer, AttentionArgs& args, int scale);
   double decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
-
-  void show(int layer, int scale, const QueryTiles& tiles, const KeyLists& lists) const {
-    if (observer_) observer_(layer, scale, tiles, lists);
-  }
 
   Backend& backend_;
   ListObserver observer_;
@@ -50,8 +52,11 @@ class AttentionRunner {
   ScaleSchedule schedule_;
   std::vector<int> keys_;  // keys of scales 0 .. k
   std::vector<double> pairs_, seconds_;
-  std::map<std::pair<const void*, int>, Static> csla_;  // by method and scale
-  std::vector<std::unique_ptr<Decision>> decisions_;    // per layer
+  Tensor counted_;                 // I64 [scales]: pairs of lists that are made as they run, all layers together
+  std::vector<std::int64_t> all_;  // queries x keys x heads of such a scale
+  std::map<std::pair<const void*, int>, Static> static_;  // by method and scale
+  std::map<std::pair<const void*, int>, Probing> probing_;
+  std::vector<std::unique_ptr<Decision>> decisions_;  // per layer
 };
 
 }  // namespace sparvar

@@ -241,12 +241,6 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   const auto start = Clock::now();
   const Job job = checked_job(impl_->config, options, impl_->files.levels());
   const bool gpu = impl_->device.gpu;
-  if (gpu && !options.plan.is_static())
-    throw Error(
-        ErrorKind::usage,
-        fmt::format("plan {} chooses keys as it draws, which runs on the CPU only as yet; take --device cpu, or "
-                    "--attention dense, csla or csla-blocks",
-                    options.plan.name));
   if (gpu && options.on_preview)
     throw Error(ErrorKind::usage,
                 "previews are drawn on the CPU only as yet; take --device cpu or leave --preview out");

@@ -133,7 +133,9 @@ TEST(ProbeLists, HoldTheTopKeysAndTheWindow) {
   const int keys = first_keys(schedule, k).back();
   const int tiles = layout.tiles.count();
   const std::vector<float> sums = random_sums(static_cast<std::size_t>(3) * tiles * keys, false);
-  const KeyLists lists = probe_lists(schedule, k, method, layout, sums.data(), 3);
+  const ListRecipe recipe = probe_recipe(schedule, k, method, layout);
+  const Selection choice = select_keys(sums.data(), 3, tiles, recipe.keys, recipe.chosen);
+  const KeyLists lists = follow(recipe, choice.keys.data(), 3, tiles, recipe.chosen);
   const auto sets = checked(lists, keys);
   const int count = kept_keys(method.share, keys, 1);
   for (int list = 0; list < 3; ++list)

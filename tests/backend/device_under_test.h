@@ -135,7 +135,21 @@ class HostSide final : public Backend {
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override {
     return down(device_->gather_rows(up(x), rows));
   }
-  Tensor subtract(const Tensor& a, const Tensor& b) override { return down(device_->subtract(up(a), up(b))); }
+  Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) override {
+    return down(device_->gather_queries(up(x), rows));
+  }
+  Tensor subtract(const Tensor& a, const Tensor& b, DType out) override {
+    return down(device_->subtract(up(a), up(b), out));
+  }
+  Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override {
+    return down(device_->select_keys(up(sums), counts));
+  }
+  AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override { return device_->prepare_recipe(recipe); }
+  void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override {
+    Tensor counted = up(pairs);
+    change(args, [&](AttentionArgs& a) { device_->attention(a, recipe, up(choice), counted); });
+    if (pairs.defined()) pairs = down(counted);
+  }
   Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, std::int64_t longest,
                          float scale) override {
     return down(device_->cross_attention(up(q), up(kv), up(lengths), longest, scale));

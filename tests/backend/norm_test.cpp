@@ -140,7 +140,6 @@ TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
 }
 
 TEST_P(Operations, ResizedResidualIsAdded) {
-  if (testing::on_gpu()) GTEST_SKIP() << "residuals are resized on the CPU only as yet";
   for (const auto& [from, to] :
        {std::pair{Grid{8, 8}, Grid{12, 12}}, std::pair{Grid{5, 3}, Grid{9, 14}}, std::pair{Grid{1, 1}, Grid{4, 2}}}) {
     const Tensor cache = random_tensor({2, from.tokens(), 2, 6}, seed),

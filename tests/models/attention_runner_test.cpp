@@ -242,7 +242,10 @@ TEST_F(Runner, ProbesChooseAndLendTheirResidual) {
             sums[(static_cast<std::size_t>(bh) * layout.tiles.count() + t) * keys + key] += static_cast<float>(w[key]);
         }
     }
-    const KeyLists lists = probe_lists(kSchedule, 5, method, layout, sums.data(), kBatch * kHeads);
+    const ListRecipe recipe = probe_recipe(kSchedule, 5, method, layout);
+    const int tiles = layout.tiles.count();
+    const Selection choice = select_keys(sums.data(), kBatch * kHeads, tiles, recipe.keys, recipe.chosen);
+    const KeyLists lists = follow(recipe, choice.keys.data(), kBatch * kHeads, tiles, recipe.chosen);
     const std::vector<int> tile = tile_of_row(layout.tiles, grid.tokens());
     const auto sparse = [&](int bh, int row) {
       return attend(rows_of(args.q, bh, row + 1)[row], rows_of(args.k, bh, keys), rows_of(args.v, bh, keys),

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
+#include "attention/cs4a.h"
 #include "backend/cpu/attention/kernels.h"
 #include "backend/cpu/attention/pieces.h"
 #include "backend/cpu/cpu_backend.h"
@@ -164,6 +166,42 @@ void CpuBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
   attention(args, own.tiles, own.lists);
 }
 
+namespace {
+
+class CpuRecipe final : public AttentionRecipe {
+ public:
+  explicit CpuRecipe(ListRecipe recipe_) : recipe(std::move(recipe_)) {}
+  ListRecipe recipe;
+};
+
+}  // namespace
+
+AttentionRecipePtr CpuBackend::prepare_recipe(const ListRecipe& recipe) { return std::make_shared<CpuRecipe>(recipe); }
+
+void CpuBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) {
+  const ListRecipe& own = dynamic_cast<const CpuRecipe&>(recipe).recipe;
+  if (choice.rank() != 3 || choice.dim(2) < own.chosen || own.keys > args.k.dim(2))
+    throw Error(ErrorKind::usage,
+                fmt::format("a choice of keys {} does not fit lists of {} of {} keys in a cache {}",
+                            to_string(choice.shape()), own.chosen, own.keys, to_string(args.k.shape())));
+  const KeyLists lists = follow(own, choice.data<std::int32_t>(), static_cast<int>(choice.dim(0)),
+                                static_cast<int>(choice.dim(1)), static_cast<int>(choice.dim(2)));
+  if (pairs.defined())
+    for (int list = 0; list < lists.lists; ++list)
+      for (int tile = 0; tile < lists.tiles; ++tile)
+        *pairs.data<std::int64_t>() += lists.keys_in(list, tile) * own.tiles.rows_in(tile);
+  attention(args, own.tiles, lists);
+}
+
+Tensor CpuBackend::select_keys(const Tensor& sums, const std::vector<int>& counts) {
+  const Selection selection =
+      sparvar::select_keys(sums.data<float>(), static_cast<int>(sums.dim(0)), static_cast<int>(sums.dim(1)),
+                           static_cast<int>(sums.dim(2)), counts.front());
+  Tensor out = Tensor::empty(DType::i32, {sums.dim(0), sums.dim(1), counts.front()});
+  std::copy(selection.keys.begin(), selection.keys.end(), out.data<std::int32_t>());
+  return out;
+}
+
 Tensor CpuBackend::column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) {
   check(args);
   const AttentionKernels& kernels = attention_kernels();
@@ -272,7 +310,17 @@ Tensor CpuBackend::gather_rows(const Tensor& x, const std::vector<std::int32_t>&
   return out;
 }
 
-Tensor CpuBackend::subtract(const Tensor& a, const Tensor& b) {
+Tensor CpuBackend::gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) {
+  const auto count = static_cast<std::int64_t>(rows.size());
+  Tensor out = Tensor::empty(x.dtype(), {x.dim(0), x.dim(1), count, x.dim(3)});
+  const std::int64_t bytes = x.dim(3) * static_cast<std::int64_t>(size_of(x.dtype()));
+  for (std::int64_t i = 0; i < x.dim(0) * x.dim(1) * count; ++i)
+    std::memcpy(static_cast<char*>(out.raw()) + i * bytes,
+                static_cast<const char*>(x.raw()) + (i / count * x.dim(2) + rows[i % count]) * bytes, bytes);
+  return out;
+}
+
+Tensor CpuBackend::subtract(const Tensor& a, const Tensor& b, DType type) {
   if (a.size() != b.size())
     throw Error(ErrorKind::usage, fmt::format("{} and {} differ in size", to_string(a.shape()), to_string(b.shape())));
   Tensor out = a.to(DType::f32);
@@ -280,7 +328,7 @@ Tensor CpuBackend::subtract(const Tensor& a, const Tensor& b) {
     for (std::int64_t i = begin; i < end; ++i)
       out.data<float>()[i] -= b.dtype() == DType::f32 ? b.data<float>()[i] : to_float(b.data<BFloat16>()[i]);
   });
-  return out;
+  return type == DType::f32 ? out : out.to(type);
 }
 
 }  // namespace sparvar

@@ -8,7 +8,7 @@
 #include "backend/cuda/kernels/kernels.h"
 
 namespace sparvar::cuda {
-namespace {
+namespace {}  // namespace
 
 void check_args(const AttentionArgs& args, int keys) {
   const std::int64_t dim = args.q.dim(-1);
@@ -21,10 +21,7 @@ void check_args(const AttentionArgs& args, int keys) {
                             to_string(args.k.shape()), name_of(args.v.dtype()), to_string(args.v.shape()), keys));
 }
 
-[[noreturn]] void refuse_sparse() {
-  throw Error(ErrorKind::usage,
-              "plans that choose keys as they draw run on the CPU only as yet; take --device cpu or --attention csla");
-}
+namespace {
 
 Cudnn::AttentionShape cudnn_shape(const DenseAttention& a) {
   return {.batch = a.batch,
@@ -41,49 +38,16 @@ Cudnn::AttentionShape cudnn_shape(const DenseAttention& a) {
           .out_batch = a.out_batch,
           .out_row = a.out_row,
           .out_head = a.out_head,
-          .scale = a.scale};
+          .scale = a.scale,
+          .statistics = a.statistics != nullptr};
 }
-
-/// Tiles of at most 128 queries, keys one by one.
-class CudaLists final : public AttentionLists {
- public:
-  Tensor tiles, rows, keys;
-  int tile_count = 0;
-  int most_queries = 0;
-  int lists = 1;
-  int queries = 0, most_key = 0;  // one more than the largest row and key
-};
-
-struct ExpandedLists {
-  std::vector<ListTile> tiles;
-  std::vector<std::int32_t> keys;
-};
-
-ExpandedLists expand(const QueryTiles& tiles, const KeyLists& lists) {
-  ExpandedLists out;
-  for (int list = 0; list < lists.lists; ++list)
-    for (int t = 0; t < tiles.count(); ++t) {
-      const std::int64_t at = std::int64_t{list} * tiles.count() + t;
-      const auto first = static_cast<std::int64_t>(out.keys.size());
-      for (std::int64_t r = lists.offset[at]; r < lists.offset[at + 1]; ++r)
-        for (int i = 0; i < lists.runs[r].count; ++i) out.keys.push_back(lists.runs[r].begin + i);
-      const auto keys = static_cast<std::int32_t>(static_cast<std::int64_t>(out.keys.size()) - first);
-      for (int begin = tiles.offset[t]; begin < tiles.offset[t + 1]; begin += ListTile::kMostQueries)
-        out.tiles.push_back({.first_query = begin,
-                             .queries = std::min(ListTile::kMostQueries, tiles.offset[t + 1] - begin),
-                             .first_key = first,
-                             .keys = keys,
-                             .unused = 0});
-    }
-  return out;
-}
-
-/// Heads of other sizes are taken through f32.
-bool fits_tensor_cores(std::int64_t dim) { return dim % 8 == 0 && dim <= 128; }
 
 /// Below this many multiply-adds our kernel is as fast; and a model this narrow is done before cuDNN has started.
 constexpr double kWorthCudnn = 2e8;
 constexpr std::int64_t kNarrow = 512;  // heads times channels of a head
+/// So few queries of each head do not fill a GPU: their keys are shared out.
+constexpr std::int64_t kFewQueries = 256;
+constexpr int kManyKeys = 1024;
 
 }  // namespace
 
@@ -166,12 +130,17 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
                             .scale = args.scale,
                             .statistics = args.statistics.defined() ? args.statistics.data<float>() : nullptr};
   const double work = static_cast<double>(call.batch * heads) * static_cast<double>(queries) * keys * dim;
-  if (!planning_ && call.type == DType::bf16 && call.statistics == nullptr && work >= kWorthCudnn &&
-      heads * dim > kNarrow && cudnn() != nullptr) {
+  if (call.statistics != nullptr && queries <= kFewQueries && keys >= kManyKeys) return attend_in_parts(args, keys);
+  if (!planning_ && call.type == DType::bf16 && work >= kWorthCudnn && heads * dim > kNarrow && cudnn() != nullptr) {
     const Cudnn::AttentionShape shape = cudnn_shape(call);
     if (cudnn()->supports_attention(shape)) {
       Tensor scratch = empty(DType::u8, {cudnn()->attention_workspace(shape)});
-      if (computes()) cudnn()->attention(shape, call.q, call.k, call.v, args.out.raw(), scratch.raw());
+      Tensor log_sums;
+      if (shape.statistics) log_sums = empty(DType::f32, {call.batch, heads, queries});
+      if (!computes()) return;
+      cudnn()->attention(shape, call.q, call.k, call.v, args.out.raw(),
+                         shape.statistics ? log_sums.data<float>() : nullptr, scratch.raw());
+      if (shape.statistics) spread_log_sums(log_sums.data<float>(), log_sums.size(), call.statistics, stream_);
       return;
     }
   }
@@ -234,76 +203,5 @@ Tensor CudaBackend::biased_attention(const Tensor& q, const Tensor& k, const Ten
                            static_cast<int>(q.dim(2)), out.data<float>(), stream_);
   return out;
 }
-
-/// Kept beside the weights: a program that is recorded reads it whenever it runs.
-Tensor CudaBackend::kept(const void* values, DType type, std::int64_t count) {
-  Tensor out = weight_memory(type, {count});
-  if (!computes() || count == 0) return out;
-  const Relaxed relaxed;
-  check(cudaMemcpy(out.raw(), values, out.bytes(), cudaMemcpyHostToDevice), "lists of keys");
-  return out;
-}
-
-AttentionListsPtr CudaBackend::prepare_lists(const QueryTiles& tiles, const KeyLists& lists) {
-  if (lists.tiles != tiles.count())
-    throw Error(ErrorKind::usage, fmt::format("lists for {} tiles do not fit {} tiles", lists.tiles, tiles.count()));
-  const ExpandedLists expanded = expand(tiles, lists);
-  auto out = std::make_shared<CudaLists>();
-  out->lists = lists.lists;
-  out->tile_count = static_cast<int>(expanded.tiles.size()) / lists.lists;
-  for (const ListTile& tile : expanded.tiles) out->most_queries = std::max(out->most_queries, tile.queries);
-  for (const std::int32_t row : tiles.rows) out->queries = std::max(out->queries, row + 1);
-  for (const std::int32_t key : expanded.keys) out->most_key = std::max(out->most_key, key + 1);
-  out->tiles =
-      kept(expanded.tiles.data(), DType::u8, static_cast<std::int64_t>(expanded.tiles.size() * sizeof(ListTile)));
-  out->rows = kept(tiles.rows.data(), DType::i32, static_cast<std::int64_t>(tiles.rows.size()));
-  out->keys = kept(expanded.keys.data(), DType::i32, static_cast<std::int64_t>(expanded.keys.size()));
-  return out;
-}
-
-void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
-  const auto& own = dynamic_cast<const CudaLists&>(lists);
-  check_args(args, own.most_key);
-  const std::int64_t heads = args.q.dim(1);
-  const std::int64_t dim = args.q.dim(3);
-  if (own.queries > args.q.dim(2) || (own.lists != 1 && own.lists != args.q.dim(0) * heads))
-    throw Error(ErrorKind::usage, fmt::format("{} lists for {} queries do not fit q {}", own.lists, own.queries,
-                                              to_string(args.q.shape())));
-  if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(dim))
-    return attend_in_f32(args, converted(args.out, DType::f32), [&](AttentionArgs& wide) { attention(wide, lists); });
-  if (!computes()) return;
-  list_attention({.q = args.q.raw(),
-                  .k = args.k.raw(),
-                  .v = args.v.raw(),
-                  .out = args.out.raw(),
-                  .type = args.q.dtype(),
-                  .batch = static_cast<int>(args.q.dim(0)),
-                  .heads = static_cast<int>(heads),
-                  .dim = static_cast<int>(dim),
-                  .queries = static_cast<int>(args.q.dim(2)),
-                  .capacity = args.k.dim(2),
-                  .tiles = reinterpret_cast<const ListTile*>(own.tiles.raw()),
-                  .rows = own.rows.data<std::int32_t>(),
-                  .keys = own.keys.data<std::int32_t>(),
-                  .tile_count = own.tile_count,
-                  .most_queries = own.most_queries,
-                  .own_lists = own.lists > 1,
-                  .scale = args.scale,
-                  .statistics = args.statistics.defined() ? args.statistics.data<float>() : nullptr,
-                  .hopper = hopper_},
-                 stream_);
-}
-
-/// Lists for this call alone: not in a program, which would read them when they are gone.
-void CudaBackend::attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) {
-  if (recording_ || dry_) refuse_sparse();
-  const AttentionListsPtr prepared = prepare_lists(tiles, lists);
-  attention(args, *prepared);
-  check(cudaStreamSynchronize(stream_), "attention of lists");
-}
-
-Tensor CudaBackend::column_sums(const AttentionArgs&, const QueryTiles&, int) { refuse_sparse(); }
-void CudaBackend::add_resized(Tensor&, const Tensor&, Grid, Grid) { refuse_sparse(); }
-Tensor CudaBackend::gather_rows(const Tensor&, const std::vector<std::int32_t>&) { refuse_sparse(); }
 
 }  // namespace sparvar::cuda

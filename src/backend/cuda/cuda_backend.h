@@ -5,6 +5,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
+#include <map>
 #include <optional>
 
 #include "backend/backend.h"
@@ -23,6 +25,11 @@ struct Gpu {
   int major = 0, minor = 0;
   std::int64_t free_bytes = 0, total_bytes = 0;
 };
+
+/// Throws Error(usage) where q, k, v and the number of keys do not fit each other.
+void check_args(const AttentionArgs& args, int keys);
+/// Heads of other sizes are taken through f32.
+constexpr bool fits_tensor_cores(std::int64_t dim) { return dim % 8 == 0 && dim <= 128; }
 
 class CudaBackend final : public Backend {
  public:
@@ -72,19 +79,23 @@ class CudaBackend final : public Backend {
   Tensor sample_bits(const Tensor& logits, const Tensor& sampling, int scale) override;
   void add_codes(Tensor& summed, const Tensor& bits, Grid tokens, bool patchify) override;
   Tensor codes_to_words(const Tensor& summed, Grid tokens, bool patchify) override;
-  Tensor subtract(const Tensor& a, const Tensor& b) override;
+  Tensor subtract(const Tensor& a, const Tensor& b, DType type) override;
   Tensor gated_gelu(const Tensor& a, const Tensor& b) override;
 
-  // attention.cpp
+  // attention.cpp and lists.cpp
   void split_qkv(const Tensor& qkv, const QkvArgs& args, Tensor& q, Tensor& k_cache, Tensor& v_cache) override;
   Tensor grown(const Tensor& cache, std::int64_t more) override;
   void dense_attention(AttentionArgs& args, int keys) override;
   void attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) override;
   AttentionListsPtr prepare_lists(const QueryTiles& tiles, const KeyLists& lists) override;
   void attention(AttentionArgs& args, const AttentionLists& lists) override;
+  AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override;
+  void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
+  Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
+  Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
                          float scale) override;
   Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
@@ -108,7 +119,9 @@ class CudaBackend final : public Backend {
   bool computes() const { return !dry_; }
   Tensor weight_memory(DType dtype, Shape shape);
   void attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend);
+  void attend_in_parts(AttentionArgs& args, int keys);
   Tensor kept(const void* values, DType type, std::int64_t count);
+  Tensor kept_rows(const std::vector<std::int32_t>& rows);
   Tensor converted(const Tensor& x, DType type);
   Tensor convolve(const Tensor& x, const Convolution& weights, const Tensor& residual, bool enlarged);
   bool convolve_with_cudnn(const OwnConvolution& args, const Tensor& x);
@@ -129,6 +142,12 @@ class CudaBackend final : public Backend {
   std::shared_ptr<Pool> working_;
   std::shared_ptr<void> workspace_;  // of cuBLASLt
   std::int64_t planned_working_ = 0;
+  /// What attention in parts needs, by queries, keys and parts.
+  struct Parts {
+    Tensor pieces, ranges, rows, keys;
+  };
+  std::map<std::array<int, 3>, Parts> parts_;
+  std::map<std::vector<std::int32_t>, Tensor> kept_rows_;
   Uploader uploader_;
   std::unique_ptr<Gemms> gemms_;
   std::unique_ptr<Cudnn> cudnn_;

@@ -77,7 +77,7 @@ using fe::graph::Tensor_attributes;
 using Pointers = std::unordered_map<std::int64_t, void*>;
 using Extents = std::vector<std::int64_t>;
 
-enum Uid : std::int64_t { kX = 1, kW, kBias, kResidual, kY, kQ, kK, kV, kOut };
+enum Uid : std::int64_t { kX = 1, kW, kBias, kResidual, kY, kQ, kK, kV, kOut, kLogSums };
 
 /// First line of a message of the library.
 std::string first_line(const std::string& message) {
@@ -197,8 +197,15 @@ std::unique_ptr<fe::graph::Graph> attention_graph(const Cudnn::AttentionShape& s
   const auto q = tensor(*graph, kQ, "q", q_dims, {s.q_batch, s.q_head, s.q_row, 1}, fe::DataType_t::BFLOAT16);
   const auto k = tensor(*graph, kK, "k", k_dims, k_strides, fe::DataType_t::BFLOAT16);
   const auto v = tensor(*graph, kV, "v", k_dims, k_strides, fe::DataType_t::BFLOAT16);
-  auto options = fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(false).set_attn_scale(s.scale);
-  const auto out = graph->sdpa(q, k, v, options)[0];
+  auto options =
+      fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(s.statistics).set_attn_scale(s.scale);
+  const auto [out, log_sums] = graph->sdpa(q, k, v, options);
+  if (s.statistics)
+    log_sums->set_output(true)
+        .set_uid(kLogSums)
+        .set_dim({s.batch, s.heads, s.queries, 1})
+        .set_stride({s.heads * s.queries, s.queries, 1, 1})
+        .set_data_type(fe::DataType_t::FLOAT);
   out->set_output(true)
       .set_uid(kOut)
       .set_dim(q_dims)
@@ -308,11 +315,12 @@ std::int64_t Cudnn::attention_workspace(const AttentionShape& shape) {
 }
 
 void Cudnn::attention(const AttentionShape& shape, const void* q, const void* k, const void* v, void* out,
-                      void* workspace) {
+                      float* log_sums, void* workspace) {
   about(shape, [&] {
     const Plan& plan = state_->usable_plan(shape);
     Pointers pointers = {
         {kQ, const_cast<void*>(q)}, {kK, const_cast<void*>(k)}, {kV, const_cast<void*>(v)}, {kOut, out}};
+    if (shape.statistics) pointers[kLogSums] = log_sums;
     state_->run(plan, pointers, workspace);
   });
 }

@@ -33,6 +33,7 @@ class Cudnn {
     std::int64_t k_batch = 0, k_row = 0, k_head = 0;
     std::int64_t out_batch = 0, out_row = 0, out_head = 0;
     float scale = 1;
+    bool statistics = false;  // the logarithm of each query's sum of exponentials too
     std::partial_ordering operator<=>(const AttentionShape&) const = default;
   };
 
@@ -51,7 +52,9 @@ class Cudnn {
 
   bool supports_attention(const AttentionShape& shape);
   std::int64_t attention_workspace(const AttentionShape& shape);
-  void attention(const AttentionShape& shape, const void* q, const void* k, const void* v, void* out, void* workspace);
+  /// `log_sums` f32 [batch, heads, queries]: written where the shape has statistics.
+  void attention(const AttentionShape& shape, const void* q, const void* k, const void* v, void* out, float* log_sums,
+                 void* workspace);
 
  private:
   struct State;

@@ -80,10 +80,10 @@ Tensor CudaBackend::codes_to_words(const Tensor& summed, Grid tokens, bool patch
   return words;
 }
 
-Tensor CudaBackend::subtract(const Tensor& a, const Tensor& b) {
+Tensor CudaBackend::subtract(const Tensor& a, const Tensor& b, DType type) {
   check_sizes(a, b);
-  Tensor out = empty(DType::f32, a.shape());
-  if (computes()) cuda::subtract(a.raw(), a.dtype(), b.raw(), b.dtype(), out.data<float>(), a.size(), stream_);
+  Tensor out = empty(type, a.shape());
+  if (computes()) cuda::subtract(a.raw(), a.dtype(), b.raw(), b.dtype(), out.raw(), type, a.size(), stream_);
   return out;
 }
 

@@ -126,6 +126,7 @@ void Infinity::drop_unconditional_half(State& state, int scale) {
 void Infinity::release_caches(State& state) const {
   for (auto* caches : {&state.k_cache_, &state.v_cache_})
     for (Tensor& cache : *caches) cache = Tensor();
+  state.attention_.release();
 }
 
 void Infinity::write_text(State& state, const PackedText& text) {

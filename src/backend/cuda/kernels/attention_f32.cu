@@ -131,12 +131,13 @@ __global__ void __launch_bounds__(128) attend_lists(const ListAttention a) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto index = static_cast<int>(blockIdx.y);
-  const ListTile tile = a.tiles[(a.own_lists ? index * a.tile_count : 0) + static_cast<int>(blockIdx.x)];
+  const TileRows tile = a.tiles[blockIdx.x];
+  const KeyRange range = a.ranges[(a.own_lists ? index * a.list_tiles : 0) + tile.list];
   const float* k = static_cast<const float*>(a.k) + index * a.capacity * a.dim;
   const float* v = static_cast<const float*>(a.v) + index * a.capacity * a.dim;
   float* const query = memory + warp * a.dim;
   const auto logit = [&](int i) {
-    const float* key = k + std::int64_t{a.keys[tile.first_key + i]} * a.dim;
+    const float* key = k + std::int64_t{a.keys[range.first + i]} * a.dim;
     float x = 0;
     for (int d = 0; d < a.dim; ++d) x = fmaf(query[d], key[d], x);
     return x * a.scale;
@@ -148,29 +149,30 @@ __global__ void __launch_bounds__(128) attend_lists(const ListAttention a) {
     for (int d = lane; d < a.dim; d += 32) query[d] = static_cast<const float*>(a.q)[from + d];
     __syncwarp();
     float largest = -INFINITY;
-    for (int key = lane; key < tile.keys; key += 32) largest = fmaxf(largest, logit(key));
+    for (int key = lane; key < range.keys; key += 32) largest = fmaxf(largest, logit(key));
     largest = warp_max(largest);
     float sum = 0;
     float out[kWidest / 32] = {};
-    for (int first = 0; first < tile.keys; first += 32) {
-      const float weight = first + lane < tile.keys ? expf(logit(first + lane) - largest) : 0.0F;
+    for (int first = 0; first < range.keys; first += 32) {
+      const float weight = first + lane < range.keys ? expf(logit(first + lane) - largest) : 0.0F;
       sum += weight;
-      for (int j = 0; j < min(32, tile.keys - first); ++j) {
+      for (int j = 0; j < min(32, range.keys - first); ++j) {
         const float w = __shfl_sync(0xffffffffU, weight, j);
-        const float* value = v + std::int64_t{a.keys[tile.first_key + first + j]} * a.dim;
+        const float* value = v + std::int64_t{a.keys[range.first + first + j]} * a.dim;
 #pragma unroll
         for (int c = 0; c < kWidest / 32; ++c)
           if (c * 32 + lane < a.dim) out[c] = fmaf(w, value[c * 32 + lane], out[c]);
       }
     }
     sum = warp_sum(sum);
-    float* to = static_cast<float*>(a.out) +
-                ((index / a.heads * std::int64_t{a.queries} + row) * a.heads + index % a.heads) * a.dim;
+    float* to =
+        static_cast<float*>(a.out) +
+        ((index / a.heads * std::int64_t{a.out_queries} + row + tile.shift) * a.heads + index % a.heads) * a.dim;
 #pragma unroll
     for (int c = 0; c < kWidest / 32; ++c)
       if (c * 32 + lane < a.dim) to[c * 32 + lane] = sum > 0 ? out[c] / sum : 0.0F;
     if (a.statistics != nullptr && lane == 0) {
-      float* statistics = a.statistics + (index * std::int64_t{a.queries} + row) * 2;
+      float* statistics = a.statistics + (index * std::int64_t{a.out_queries} + row + tile.shift) * 2;
       statistics[0] = largest;
       statistics[1] = sum;
     }

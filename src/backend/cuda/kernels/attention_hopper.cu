@@ -15,7 +15,8 @@ namespace {
 constexpr int kPanelBytes = kKeys * 128;  // 64 rows of 64 channels
 constexpr int kMultiprocessorBytes = 227 * 1024;
 
-/// kGroups: warpgroups that multiply, 64 queries each.
+/// kGroups: warpgroups that multiply, 64 queries each. Of one or two the queries stay in registers; three have too few
+/// for that, and read them from shared memory.
 template <int kDim, int kGroups>
 struct Shape {
   static constexpr int kBlocks = kGroups == 1 ? 2 : 1;  // on one multiprocessor
@@ -32,9 +33,13 @@ struct Shape {
 
 #if __CUDA_ARCH__ >= 900
 
-constexpr int kGathererRegisters = 40;
 template <int kGroups>
-constexpr int kMultiplierRegisters = kGroups == 1 ? 208 : 232;
+constexpr bool kHolds = kGroups < 3;
+constexpr int kGathererRegisters = 56;
+template <int kGroups>
+constexpr int kMultiplierRegisters = kGroups == 1   ? 200
+                                     : kGroups == 2 ? 224
+                                                    : 152;
 
 /// Where a block is in a ring of stages.
 template <int kStages>
@@ -54,60 +59,122 @@ struct Barriers {
   __device__ unsigned queries_empty() const { return first + 8; }
 };
 
-/// The pieces of work of this block: `f(index of batch and head, tile)`.
-template <typename F>
-__device__ inline void each_tile(const ListAttention& a, F f) {
-  const int total = a.batch * a.heads * a.tile_count;
-  for (int item = static_cast<int>(blockIdx.x); item < total; item += static_cast<int>(gridDim.x)) {
-    const int index = item / a.tile_count;
-    const int t = item - index * a.tile_count;
-    f(index, a.tiles[(a.own_lists ? index * a.tile_count : 0) + t]);
+/// The pieces of work of this block, one after the other. Descriptions are read ahead: two pieces for the tile, which
+/// says where the list is described, one for that.
+struct Work {
+  const ListAttention& a;
+  int item, index = 0;
+  TileRows tile, next_tile, tile_after;
+  KeyRange range, next_range;
+
+  __device__ explicit Work(const ListAttention& args) : a(args), item(static_cast<int>(blockIdx.x)) {
+    next_tile = tile_of(item);
+    tile_after = tile_of(item + step());
+    next_range = range_of(item, next_tile);
+    enter();
   }
-}
+  __device__ bool done() const { return item >= total(); }
+  __device__ void advance() {
+    item += step();
+    enter();
+  }
+
+ private:
+  __device__ int total() const { return a.batch * a.heads * a.tile_count; }
+  __device__ int step() const { return static_cast<int>(gridDim.x); }
+  __device__ TileRows tile_of(int i) const {
+    if (i >= total()) return {};
+    const int4 x = load_now(a.tiles + i % a.tile_count);
+    return {.first_query = x.x, .queries = x.y, .list = x.z, .shift = x.w};
+  }
+  __device__ KeyRange range_of(int i, const TileRows& of) const {
+    if (i >= total()) return {};
+    const int4 x = load_now(a.ranges + (a.own_lists ? i / a.tile_count * a.list_tiles : 0) + of.list);
+    return {.first = static_cast<std::int64_t>(static_cast<unsigned>(x.x)) | std::int64_t{x.y} << 32,
+            .keys = x.z,
+            .unused = 0};
+  }
+  __device__ void enter() {
+    tile = next_tile;
+    range = next_range;
+    index = item / a.tile_count;
+    next_tile = tile_after;
+    next_range = range_of(item + step(), next_tile);
+    tile_after = tile_of(item + 2 * step());
+  }
+  /// Not moved behind what follows.
+  static __device__ int4 load_now(const void* from) {
+    int4 x;
+    asm volatile("ld.global.v4.s32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
+    return x;
+  }
+};
+
+/// Eight entries of a list, from `at` on: read before they are needed, and not moved behind what follows.
+struct Eight {
+  int key[8];
+  __device__ void load(const std::int32_t* list, int at, int count) {
+    if (at >= count) return;
+    const std::int32_t* const from = list + at;
+    asm volatile("ld.global.v4.s32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(key[0]), "=r"(key[1]), "=r"(key[2]), "=r"(key[3])
+                 : "l"(from));
+    asm volatile("ld.global.v4.s32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(key[4]), "=r"(key[5]), "=r"(key[6]), "=r"(key[7])
+                 : "l"(from + 4));
+  }
+};
 
 template <int kDim, int kGroups>
 __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers barriers) {
   using S = Shape<kDim, kGroups>;
   const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int chunk = thread % 16;  // of 16 bytes of a row
-  const int row = thread / 16;    // and every eighth after it
+  const int chunk = thread % 16;    // of 16 bytes of a row
+  const int row = thread / 16 * 8;  // the first of eight
   const bool copies = chunk < kDim / 8;
-  const unsigned place = chunk / 8 * kPanelBytes + row * 128 + (chunk % 8 ^ row) * 16;
+  const unsigned place = chunk / 8 * kPanelBytes + row * 128;
+  const auto swizzled = [&](int i) { return i * 128 + (chunk % 8 ^ i) * 16; };
+  const std::int64_t values = static_cast<const bf16*>(a.v) - static_cast<const bf16*>(a.k);
   Ring<S::kStages> ring;
   unsigned query_turn = 0;
-  each_tile(a, [&](int index, const ListTile& tile) {
-    const bf16* const q = static_cast<const bf16*>(a.q) + index * std::int64_t{a.queries} * kDim + chunk * 8;
-    const bf16* const k = static_cast<const bf16*>(a.k) + index * a.capacity * kDim + chunk * 8;
-    const bf16* const v = static_cast<const bf16*>(a.v) + index * a.capacity * kDim + chunk * 8;
-    const std::int32_t* const rows = a.rows + tile.first_query;
-    const std::int32_t* const keys = a.keys + tile.first_key;
+  for (Work work(a); !work.done(); work.advance()) {
+    const TileRows& tile = work.tile;
+    const bf16* const q = static_cast<const bf16*>(a.q) + work.index * std::int64_t{a.queries} * kDim + chunk * 8;
+    const bf16* const k = static_cast<const bf16*>(a.k) + work.index * a.capacity * kDim + chunk * 8;
+    const std::int32_t* const keys = a.keys + work.range.first;
+    Eight ahead;
+    const int count = work.range.keys;
+    ahead.load(keys, row, count);
     wait_barrier(barriers.queries_empty(), query_turn ^ 1U);
     query_turn ^= 1U;
     if (copies)
+#pragma unroll 1
+      for (int group = 0; group < kGroups; ++group)
 #pragma unroll 4
-      for (int i = 0; i < 8 * kGroups; ++i) {
-        const bool there = row + 8 * i < tile.queries;
-        const int query = there ? __ldg(rows + row + 8 * i) : 0;
-        copy_async(memory + i / 8 * S::kTileBytes + i % 8 * 1024 + place, q + std::int64_t{query} * kDim, there);
-      }
+        for (int i = 0; i < 8; ++i) {
+          const int at = group * 64 + row + i;
+          const bool there = at < tile.queries;
+          const int query = there ? __ldg(a.rows + tile.first_query + at) : 0;
+          copy_async(memory + group * S::kTileBytes + place + swizzled(i), q + std::int64_t{query} * kDim, there);
+        }
     arrive_after_copies(barriers.queries_full());
-    for (int first = 0; first < tile.keys; first += kKeys) {
-      int key[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) key[i] = first + row + 8 * i < tile.keys ? __ldg(keys + first + row + 8 * i) : -1;
+    for (int first = 0; first < count; first += kKeys) {
+      const Eight now = ahead;
+      ahead.load(keys, first + kKeys + row, count);
       wait_barrier(barriers.empty(ring.stage), ring.turn ^ 1U);
       const unsigned to = memory + S::kQueryBytes + ring.stage * S::kStageBytes + place;
-      if (copies) {
+      const int left = count - first - row;
+      if (copies)
 #pragma unroll
-        for (int i = 0; i < 8; ++i) copy_async(to + i * 1024, k + std::int64_t{max(key[i], 0)} * kDim, key[i] >= 0);
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-          copy_async(to + S::kTileBytes + i * 1024, v + std::int64_t{max(key[i], 0)} * kDim, key[i] >= 0);
-      }
+        for (int i = 0; i < 8; ++i) {
+          const bf16* const from = k + std::int64_t{i < left ? now.key[i] : 0} * kDim;
+          copy_async(to + swizzled(i), from, i < left);
+          copy_async(to + S::kTileBytes + swizzled(i), from + values, i < left);
+        }
       arrive_after_copies(barriers.full(ring.stage));
       ring.advance();
     }
-  });
+  }
   commit_copies();
   wait_copies<0>();
 }
@@ -153,7 +220,7 @@ __device__ inline void write_row(const float (&out)[kDim / 8][4], int half, floa
 }
 
 template <int kDim>
-__device__ inline void write_tile(const ListAttention& a, const Running<kDim>& r, int index, const ListTile& tile,
+__device__ inline void write_tile(const ListAttention& a, const Running<kDim>& r, int index, const TileRows& tile,
                                   int first_row) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int batch = index / a.heads;
@@ -165,11 +232,12 @@ __device__ inline void write_tile(const ListAttention& a, const Running<kDim>& r
     sum += __shfl_xor_sync(0xffffffffU, sum, 2);
     const int row = first_row + lane / 4 + 8 * half;
     const bool there = row < tile.queries;
-    const std::int64_t query = there ? __ldg(a.rows + tile.first_query + row) : 0;
-    bf16* const to = static_cast<bf16*>(a.out) + ((std::int64_t{batch} * a.queries + query) * a.heads + head) * kDim;
+    const std::int64_t query = there ? __ldg(a.rows + tile.first_query + row) + tile.shift : 0;
+    bf16* const to =
+        static_cast<bf16*>(a.out) + ((std::int64_t{batch} * a.out_queries + query) * a.heads + head) * kDim;
     write_row<kDim>(r.out, half, sum > 0 ? 1.0F / sum : 0.0F, to, there);
     if (a.statistics != nullptr && lane % 4 == 0 && there) {
-      float* const statistics = a.statistics + (index * std::int64_t{a.queries} + query) * 2;
+      float* const statistics = a.statistics + (index * std::int64_t{a.out_queries} + query) * 2;
       statistics[0] = r.largest[half] * kLn2;
       statistics[1] = sum;
     }
@@ -183,6 +251,26 @@ __device__ inline void begin_logits(float (&s)[kKeys / 8][4], const unsigned (&q
   for (int d = 0; d < kDim / 16; ++d)
     multiply_held<kKeys, 0>(s, q[d], matrix_of(k + d / 4 * kPanelBytes + d % 4 * 32), d > 0 ? 1 : 0);
   commit_products();
+}
+template <int kDim>
+__device__ inline void begin_logits(float (&s)[kKeys / 8][4], unsigned q, unsigned k) {
+  begin_products();
+#pragma unroll
+  for (int d = 0; d < kDim / 16; ++d) {
+    const unsigned at = d / 4 * kPanelBytes + d % 4 * 32;
+    multiply<kKeys>(reinterpret_cast<float(&)[kKeys / 2]>(s), matrix_of(q + at), matrix_of(k + at), d > 0 ? 1 : 0);
+  }
+  commit_products();
+}
+
+/// A warp's rows of the queries, as the first matrix of products.
+template <int kDim>
+__device__ inline void load_queries(unsigned (&q)[kDim / 16][4], unsigned tile) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane % 16;
+#pragma unroll
+  for (int d = 0; d < kDim / 16; ++d)
+    load_matrices(q[d], tile + row * 128 + d / 4 * kPanelBytes + (((d % 4 * 2 + lane / 16) ^ (row % 8)) * 16));
 }
 
 template <int kDim>
@@ -201,19 +289,17 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Ring<S::kStages> ring;
   unsigned query_turn = 0;
-  each_tile(a, [&](int index, const ListTile& tile) {
-    unsigned q[kDim / 16][4];
+  for (Work work(a); !work.done(); work.advance()) {
+    const TileRows& tile = work.tile;
+    const unsigned queries = memory + warp / 4 * S::kTileBytes;
+    unsigned q[kHolds<kGroups> ? kDim / 16 : 1][4];
     wait_barrier(barriers.queries_full(), query_turn);
     query_turn ^= 1U;
-    {
-      const int row = warp % 4 * 16 + lane % 16;
-      const unsigned base = memory + warp / 4 * S::kTileBytes + row * 128;
-#pragma unroll
-      for (int d = 0; d < kDim / 16; ++d)
-        load_matrices(q[d], base + d / 4 * kPanelBytes + (((d % 4 * 2 + lane / 16) ^ (row % 8)) * 16));
+    if constexpr (kHolds<kGroups>) {
+      load_queries<kDim>(q, queries);
+      __syncwarp();
+      if (lane == 0) arrive(barriers.queries_empty());
     }
-    __syncwarp();
-    if (lane == 0) arrive(barriers.queries_empty());
 
     Running<kDim> running;
     float s[kKeys / 8][4];
@@ -223,17 +309,22 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
     const auto begin_stage = [&] {
       wait_barrier(barriers.full(ring.stage), ring.turn);
       show_to_products();
-      begin_logits<kDim>(s, q, memory + S::kQueryBytes + ring.stage * S::kStageBytes);
+      const unsigned k = memory + S::kQueryBytes + ring.stage * S::kStageBytes;
+      if constexpr (kHolds<kGroups>)
+        begin_logits<kDim>(s, q, k);
+      else
+        begin_logits<kDim>(s, queries, k);
     };
-    if (tile.keys > 0) {
+    const int count = work.range.keys;
+    if (count > 0) {
       begin_stage();
       wait_products<0>();
       settle(s);
-      weigh<kDim>(running, s, scale, tile.keys, shrink);
+      weigh<kDim>(running, s, scale, count, shrink);
       pack_weights(p, s);
     }
     // While the tensor cores add the values of one stage, the logits of the next become weights.
-    for (int left = tile.keys; left > 0; left -= kKeys) {
+    for (int left = count; left > 0; left -= kKeys) {
       const int here = ring.stage;
       const unsigned v = memory + S::kQueryBytes + here * S::kStageBytes + S::kTileBytes;
       ring.advance();
@@ -255,8 +346,12 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
       }
       if (lane == 0) arrive(barriers.empty(here));
     }
-    write_tile<kDim>(a, running, index, tile, warp * 16);
-  });
+    if constexpr (!kHolds<kGroups>) {
+      __syncwarp();
+      if (lane == 0) arrive(barriers.queries_empty());
+    }
+    write_tile<kDim>(a, running, work.index, tile, warp * 16);
+  }
 }
 
 #endif  // Hopper
@@ -315,14 +410,18 @@ void launch(const ListAttention& args, cudaStream_t stream) {
 
 }  // namespace
 
-bool supports_list_attention_hopper(const ListAttention& args) {
-  const bool made_for = args.dim == 64 || args.dim == 80 || args.dim == 96 || args.dim == 112 || args.dim == 128;
-  return launches_overlap() && made_for && std::int64_t{args.batch} * args.heads * args.tile_count < (1 << 30);
+bool supports_list_attention_hopper(int dim) {
+  return launches_overlap() && (dim == 64 || dim == 80 || dim == 96 || dim == 112 || dim == 128);
 }
 
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
   with_head_dim(args.dim, [&](auto dim) {
-    args.most_queries <= 64 ? launch<dim, 1>(args, stream) : launch<dim, 2>(args, stream);
+    if (args.most_queries <= 64)
+      launch<dim, 1>(args, stream);
+    else if (args.most_queries <= 128)
+      launch<dim, 2>(args, stream);
+    else
+      launch<dim, 3>(args, stream);
   });
 }
 

@@ -24,21 +24,22 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) attend_lists(c
   const auto index = static_cast<int>(blockIdx.y);  // of batch and head
   const int batch = index / a.heads;
   const int head = index % a.heads;
-  const ListTile tile = a.tiles[(a.own_lists ? index * a.tile_count : 0) + static_cast<int>(blockIdx.x)];
+  const TileRows tile = a.tiles[blockIdx.x];
+  const KeyRange range = a.ranges[(a.own_lists ? index * a.list_tiles : 0) + tile.list];
   const std::int32_t* const queries = a.rows + tile.first_query;
-  const std::int32_t* const keys = a.keys + tile.first_key;
+  const std::int32_t* const keys = a.keys + range.first;
   const bf16* q = static_cast<const bf16*>(a.q) + index * std::int64_t{a.queries} * a.dim;
   const bf16* k = static_cast<const bf16*>(a.k) + index * a.capacity * a.dim;
   const bf16* v = static_cast<const bf16*>(a.v) + index * a.capacity * a.dim;
   const auto query_of = [&](int i) { return i < tile.queries ? __ldg(queries + i) : -1; };
   const auto load_stage = [&](int stage) {
     const int buffer = stage % 2 * 2 * kKeys * T::kStride;
-    const auto key_of = [&](int i) { return stage * kKeys + i < tile.keys ? __ldg(keys + stage * kKeys + i) : -1; };
+    const auto key_of = [&](int i) { return stage * kKeys + i < range.keys ? __ldg(keys + stage * kKeys + i) : -1; };
     Rows<kDim>::template copy<kKeys, T::kThreads>(k_rows + buffer, k, a.dim, a.dim, key_of);
     Rows<kDim>::template copy<kKeys, T::kThreads>(v_rows + buffer, v, a.dim, a.dim, key_of);
   };
 
-  const int stages = (tile.keys + kKeys - 1) / kKeys;
+  const int stages = (range.keys + kKeys - 1) / kKeys;
   Rows<kDim>::template copy<T::kQueries, T::kThreads>(q_rows, q, a.dim, a.dim, query_of);
   if (stages > 0) load_stage(0);
   commit_copies();
@@ -62,13 +63,14 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) attend_lists(c
     const int buffer = stage % 2 * 2 * kKeys * T::kStride;
     float s[kKeys / 8][4];
     logits_of<kDim>(q_parts, k_rows + buffer, s);
-    renormalise<kDim>(running, s, a.scale * kLog2E, tile.keys - stage * kKeys);
+    renormalise<kDim>(running, s, a.scale * kLog2E, range.keys - stage * kKeys);
     add_values<kDim>(running, s, v_rows + buffer);
   }
   const std::int64_t width = std::int64_t{a.heads} * a.dim;
   write<kDim>(running, q_rows + warp * 16 * T::kStride,
-              static_cast<bf16*>(a.out) + batch * a.queries * width + head * a.dim, width, a.dim,
-              a.statistics == nullptr ? nullptr : a.statistics + index * std::int64_t{a.queries} * 2,
+              static_cast<bf16*>(a.out) + (std::int64_t{batch} * a.out_queries + tile.shift) * width + head * a.dim,
+              width, a.dim,
+              a.statistics == nullptr ? nullptr : a.statistics + (index * std::int64_t{a.out_queries} + tile.shift) * 2,
               [&](int i) { return query_of(warp * 16 + i); });
 }
 
@@ -92,10 +94,11 @@ void launch(const ListAttention& args, cudaStream_t stream) {
 
 void list_attention(const ListAttention& args, cudaStream_t stream) {
   if (args.tile_count <= 0 || args.batch * args.heads <= 0) return;
-  if (args.batch * args.heads > 65535 || args.most_queries > ListTile::kMostQueries)
+  const bool hopper = args.type == DType::bf16 && args.hopper && supports_list_attention_hopper(args.dim);
+  if (args.batch * args.heads > 65535 || args.most_queries > (hopper ? TileRows::kMostHopper : TileRows::kMost))
     throw Error(ErrorKind::usage, "attention of lists takes tiles of 128 queries and 65535 heads at most");
+  if (hopper) return list_attention_hopper(args, stream);
   if (args.type == DType::f32) return list_attention_f32(args, stream);
-  if (args.hopper && supports_list_attention_hopper(args)) return list_attention_hopper(args, stream);
   with_head_dim(args.dim, [&](auto dim) { launch<dim>(args, stream); });
 }
 

@@ -209,11 +209,11 @@ struct GuideLogits {
   }
 };
 
-template <typename A, typename B>
+template <typename A, typename B, typename C>
 struct Subtract {
   const A* a;
   const B* b;
-  float* out;
+  C* out;
   template <int kN>
   __device__ void at(std::int64_t i) const {
     Values<kN> v = get<kN>(a + i);
@@ -290,14 +290,17 @@ void guide_logits(const float* logits, std::int64_t half, bool guided, const flo
       stream);
 }
 
-void subtract(const void* a, DType a_type, const void* b, DType b_type, float* out, std::int64_t count,
+void subtract(const void* a, DType a_type, const void* b, DType b_type, void* out, DType out_type, std::int64_t count,
               cudaStream_t stream) {
   with_type(a_type, [&](auto first) {
     with_type(b_type, [&](auto second) {
-      using A = decltype(first);
-      using B = decltype(second);
-      run("subtract", count, aligned({a, b, out}),
-          Subtract<A, B>{static_cast<const A*>(a), static_cast<const B*>(b), out}, stream);
+      with_type(out_type, [&](auto third) {
+        using A = decltype(first);
+        using B = decltype(second);
+        using C = decltype(third);
+        run("subtract", count, aligned({a, b, out}),
+            Subtract<A, B, C>{static_cast<const A*>(a), static_cast<const B*>(b), static_cast<C*>(out)}, stream);
+      });
     });
   });
 }

@@ -70,8 +70,8 @@ void guide_hidden(float* x, std::int64_t half, const float* cfg, cudaStream_t st
 /// out = logits[0] * g[1], guided: g[0] * (first g[1]) + (1 - g[0]) * (second g[1]); g = (cfg, 1 / tau) on the device.
 void guide_logits(const float* logits, std::int64_t half, bool guided, const float* guidance, float* out,
                   cudaStream_t stream);
-/// a - b -> f32
-void subtract(const void* a, DType a_type, const void* b, DType b_type, float* out, std::int64_t count,
+/// out = a - b
+void subtract(const void* a, DType a_type, const void* b, DType b_type, void* out, DType out_type, std::int64_t count,
               cudaStream_t stream);
 
 // ---------------------------------------------------------------- few_rows.cu: products that only read their weights
@@ -122,36 +122,108 @@ struct DenseAttention {
 };
 /// out = softmax(scale q k^T) v; no keys: zeros.
 void dense_attention(const DenseAttention& args, cudaStream_t stream);
-/// A tile of at most kMostQueries queries, rows[first_query ..], that read keys[first_key ..].
-struct ListTile {
-  static constexpr int kMostQueries = 128;
-  std::int32_t first_query = 0, queries = 0;
-  std::int64_t first_key = 0;
+// ---------------------------------------------------------------- attention_lists.cu, attention_hopper.cu
+/// Queries rows[first_query ..] that share the list of tile `list`; row r of the output is query r + shift.
+struct alignas(16) TileRows {
+  static constexpr int kMost = 128;  // queries
+  static constexpr int kMostHopper = 192;
+  std::int32_t first_query = 0, queries = 0, list = 0, shift = 0;
+};
+/// A list: keys[first .. first + keys). It begins at a multiple of kAlignment, and what lies up to the next is there to
+/// be read.
+struct alignas(16) KeyRange {
+  static constexpr int kAlignment = 8;
+  std::int64_t first = 0;
   std::int32_t keys = 0, unused = 0;
 };
 struct ListAttention {
   const void* q = nullptr;  // [B, H, queries, D]
   const void* k = nullptr;  // [B, H, capacity, D]
   const void* v = nullptr;
-  void* out = nullptr;  // [B, queries, H, D]; queries in no tile keep what it held
+  void* out = nullptr;  // [B, out_queries, H, D]; queries in no tile keep what it held
   DType type = DType::bf16;
-  int batch = 0, heads = 0, dim = 0, queries = 0;
+  int batch = 0, heads = 0, dim = 0, queries = 0, out_queries = 0;
   std::int64_t capacity = 0;
-  const ListTile* tiles = nullptr;     // device [tile_count], or [B * H, tile_count] where every head has its own
+  const TileRows* tiles = nullptr;     // device [tile_count]
+  const KeyRange* ranges = nullptr;    // device [list_tiles], or [B * H, list_tiles] where every head has its own
   const std::int32_t* rows = nullptr;  // device
   const std::int32_t* keys = nullptr;  // device
-  int tile_count = 0;
+  int tile_count = 0, list_tiles = 0;
   int most_queries = 0;  // of a tile
   bool own_lists = false;
   float scale = 1;
-  float* statistics = nullptr;  // f32 [B, H, queries, 2], or null
+  float* statistics = nullptr;  // f32 [B, H, out_queries, 2], or null
   bool hopper = true;           // attention_hopper.cu where it can; false: the kernel of sm_80
 };
 /// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.
 void list_attention(const ListAttention& args, cudaStream_t stream);
-/// The same on Hopper (attention_hopper.cu), which list_attention takes where it can.
-bool supports_list_attention_hopper(const ListAttention& args);
+/// The same on Hopper (attention_hopper.cu), which list_attention takes where it can. It alone takes tiles of more than
+/// TileRows::kMost queries.
+bool supports_list_attention_hopper(int dim);
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream);
+/// Puts together attention to `parts` parts of the keys: partial [B, parts * queries, H, D] of `type` and its
+/// statistics
+/// -> out [B, queries, H, D] of `type`, statistics f32 [B, H, queries, 2].
+void merge_parts(const void* partial, const float* partial_statistics, DType type, int batch, int heads, int dim,
+                 int queries, int parts, void* out, float* statistics, cudaStream_t stream);
+
+// ---------------------------------------------------------------- column_sums.cu
+/// sums f32 [B * H, groups, keys] = per group of queries and key the sum of exp(scale q k - largest) / total.
+struct ColumnSums {
+  const void* q = nullptr;            // [B, H, queries, D]
+  const void* k = nullptr;            // [B, H, capacity, D]
+  const float* statistics = nullptr;  // [B, H, queries, 2]: (largest, total)
+  DType type = DType::bf16;
+  int batch = 0, heads = 0, dim = 0, queries = 0, keys = 0;
+  std::int64_t capacity = 0;
+  const std::int32_t* offset = nullptr;    // device [groups + 1], into rows
+  const std::int32_t* rows = nullptr;      // device [row_count]
+  const std::int32_t* group_of = nullptr;  // device [row_count]
+  int groups = 0, row_count = 0;           // no group is empty
+  bool single = false;                     // one query to each group
+  float scale = 1;
+  float* sums = nullptr;
+};
+void column_sums(const ColumnSums& args, cudaStream_t stream);
+
+// ---------------------------------------------------------------- key_choice.cu
+/// choice I32 [rows, counts[0] + counts[1] + ..]: per row of sums f32 [rows, keys] the counts[0] largest, ascending,
+/// then the counts[1] next, and so on; of equal sums the lower index; NaN is least.
+constexpr int kMostCounts = 8;
+void select_keys(const float* sums, std::int64_t rows, int keys, const int* counts, int count_of_counts,
+                 std::int32_t* choice, cudaStream_t stream);
+/// Most keys that select_keys takes.
+int most_selected_keys();
+/// Lists of tiles from choices: tile t of list l reads the first `chosen` keys of choice[l, group_of[t]], each replaced
+/// by map[key] where there is a map, and those of its fixed set.
+struct BuildLists {
+  const std::int32_t* choice = nullptr;  // [lists, groups, per_group]
+  int lists = 0, groups = 0, per_group = 0, chosen = 0;
+  int tiles = 0, keys = 0;                 // all keys lie below `keys`
+  const std::int32_t* group_of = nullptr;  // [tiles]
+  const std::int32_t* map = nullptr;       // or null
+  const std::uint32_t* fixed = nullptr;    // [tiles, (keys + 31) / 32] bits, or null
+  const std::int32_t* queries = nullptr;   // [tiles]: rows of each
+  std::int64_t capacity = 0;               // of each list in list_keys
+  KeyRange* ranges = nullptr;              // [lists, tiles]
+  std::int32_t* list_keys = nullptr;       // [lists, tiles, capacity]
+  unsigned long long* pairs = nullptr;     // += queries times keys of every list, or null
+};
+void build_lists(const BuildLists& args, cudaStream_t stream);
+
+// ---------------------------------------------------------------- rows.cu
+/// out [B, rows, H, D] f32 = rows of x [B, n, H, D] of `type`.
+void gather_rows(const void* x, DType type, int batch, int n, std::int64_t width, const std::int32_t* rows, int count,
+                 float* out, cudaStream_t stream);
+/// out [heads, rows, D] = rows of x [heads, n, D], both of `type`.
+void gather_head_rows(const void* x, DType type, std::int64_t heads, int n, int dim, const std::int32_t* rows,
+                      int count, void* out, cudaStream_t stream);
+/// out [B, to.tokens, width] of `type` += bilinear resize (align_corners = false) of cache [B, from.tokens, width] of
+/// cache_type.
+void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width, Grid from,
+                 Grid to, cudaStream_t stream);
+/// statistics [count, 2] = (log of the sum of exponentials, 1).
+void spread_log_sums(const float* log_sums, std::int64_t count, float* statistics, cudaStream_t stream);
 /// Text: q, k, v f32 [T, H, D], bias f32 [H, T, T]; keys >= *length (device) are not seen -> out f32 [T, H, D].
 void biased_attention(const float* q, const float* k, const float* v, const float* bias, const std::int32_t* length,
                       int tokens, int heads, int dim, float* out, cudaStream_t stream);

@@ -1,0 +1,197 @@
+// Which keys a tile reads, found on the device: the largest column sums of a row, and lists made of such choices.
+#include <algorithm>
+
+#include "backend/cuda/kernels/device.cuh"
+#include "backend/cuda/kernels/kernels.h"
+
+namespace sparvar::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kBins = 2048;
+constexpr unsigned kTaken = 0xffffffffU;  // of a value that was chosen already; no number is ordered as high
+
+/// Unsigned numbers in the order of the floats; NaN is least.
+__device__ inline unsigned ordered(float x) {
+  if (x != x) return 0;
+  const unsigned bits = __float_as_uint(x);
+  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+}
+
+/// Sum of the values of all threads before this one; `total` of all. All threads call it.
+__device__ inline unsigned sum_before(unsigned x, unsigned& total) {
+  __shared__ unsigned of_warp[kWarps];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  unsigned sum = x;
+  for (int step = 1; step < 32; step *= 2) {
+    const unsigned other = __shfl_up_sync(0xffffffffU, sum, step);
+    if (lane >= step) sum += other;
+  }
+  __syncthreads();
+  if (lane == 31) of_warp[warp] = sum;
+  __syncthreads();
+  unsigned before = sum - x;
+  total = 0;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp) before += of_warp[w];
+    total += of_warp[w];
+  }
+  return before;
+}
+
+/// The wanted-th largest of the values that are left.
+struct Threshold {
+  unsigned value;
+  unsigned ties;  // how many of its equals belong to the wanted
+};
+
+__device__ inline Threshold threshold_of(const unsigned* values, int keys, unsigned wanted) {
+  __shared__ unsigned bins[kBins];
+  __shared__ unsigned found[2];
+  constexpr int kShifts[] = {21, 10, 0};
+  constexpr unsigned kMasks[] = {0, 0xffe00000U, 0xfffffc00U};
+  unsigned prefix = 0;
+#pragma unroll
+  for (int digit = 0; digit < 3; ++digit) {
+    for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) bins[i] = 0;
+    __syncthreads();
+    const unsigned digits = digit < 2 ? 2047U : 1023U;
+    for (int i = static_cast<int>(threadIdx.x); i < keys; i += kThreads) {
+      const unsigned v = values[i];
+      if (v != kTaken && (v & kMasks[digit]) == prefix) atomicAdd(&bins[v >> kShifts[digit] & digits], 1U);
+    }
+    __syncthreads();
+    // Bins from the largest down, eight to a thread.
+    const int top = kBins - 1 - static_cast<int>(threadIdx.x) * (kBins / kThreads);
+    unsigned sum = 0;
+    for (int i = 0; i < kBins / kThreads; ++i) sum += bins[top - i];
+    unsigned total = 0;
+    unsigned above = sum_before(sum, total);
+    if (above < wanted && wanted <= above + sum) {
+      int bin = top;
+      while (above + bins[bin] < wanted) above += bins[bin--];
+      found[0] = static_cast<unsigned>(bin);
+      found[1] = wanted - above;
+    }
+    __syncthreads();
+    prefix |= found[0] << kShifts[digit];
+    wanted = found[1];
+    __syncthreads();
+  }
+  return {prefix, wanted};
+}
+
+struct Counts {
+  int of[kMostCounts];
+  int count;
+  int total;
+};
+
+__global__ void __launch_bounds__(kThreads)
+    choose(const float* sums, int keys, const Counts counts, std::int32_t* choice) {
+  extern __shared__ unsigned values[];
+  let_next_start();
+  wait_for_earlier();
+  sums += std::int64_t{blockIdx.x} * keys;
+  choice += std::int64_t{blockIdx.x} * counts.total;
+  for (int i = static_cast<int>(threadIdx.x); i < keys; i += kThreads) values[i] = ordered(sums[i]);
+  __syncthreads();
+  // A thread's own part; of an odd number of words, so that threads do not meet in a bank.
+  const int each = (keys + kThreads - 1) / kThreads | 1;
+  const int begin = min(static_cast<int>(threadIdx.x) * each, keys);
+  const int end = min(begin + each, keys);
+  for (int c = 0; c < counts.count; ++c) {
+    const Threshold threshold = threshold_of(values, keys, static_cast<unsigned>(counts.of[c]));
+    unsigned larger = 0, equal = 0;
+    for (int i = begin; i < end; ++i) {
+      larger += values[i] != kTaken && values[i] > threshold.value ? 1 : 0;
+      equal += values[i] == threshold.value ? 1 : 0;
+    }
+    unsigned total = 0;
+    unsigned at = sum_before(larger, total);
+    unsigned ties = sum_before(equal, total);
+    for (int i = begin; i < end; ++i) {
+      const bool is_equal = values[i] == threshold.value;
+      const bool chosen = is_equal ? ties < threshold.ties : values[i] != kTaken && values[i] > threshold.value;
+      if (chosen) {
+        choice[at + min(ties, threshold.ties)] = i;
+        values[i] = kTaken;
+      }
+      if (is_equal)
+        ++ties;
+      else if (chosen)
+        ++at;
+    }
+    choice += counts.of[c];
+    __syncthreads();
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) make_lists(const BuildLists a) {
+  extern __shared__ unsigned words[];
+  let_next_start();
+  wait_for_earlier();
+  const auto tile = static_cast<int>(blockIdx.x);
+  const auto list = static_cast<int>(blockIdx.y);
+  const int count = (a.keys + 31) / 32;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads)
+    words[i] = a.fixed == nullptr ? 0 : a.fixed[std::int64_t{tile} * count + i];
+  __syncthreads();
+  const std::int32_t* const choice = a.choice + (std::int64_t{list} * a.groups + a.group_of[tile]) * a.per_group;
+  for (int i = static_cast<int>(threadIdx.x); i < a.chosen; i += kThreads) {
+    const int key = a.map == nullptr ? choice[i] : a.map[choice[i]];
+    if (key >= 0 && key < a.keys) atomicOr(&words[key / 32], 1U << key % 32);
+  }
+  __syncthreads();
+  const int each = (count + kThreads - 1) / kThreads;
+  const int begin = min(static_cast<int>(threadIdx.x) * each, count);
+  const int end = min(begin + each, count);
+  unsigned own = 0;
+  for (int i = begin; i < end; ++i) own += __popc(words[i]);
+  unsigned total = 0;
+  unsigned at = sum_before(own, total);
+  const std::int64_t place = std::int64_t{list} * a.tiles + tile;
+  std::int32_t* const to = a.list_keys + place * a.capacity;
+  for (int i = begin; i < end; ++i)
+    for (unsigned word = words[i]; word != 0; word &= word - 1)
+      if (at < a.capacity) to[at++] = i * 32 + __ffs(static_cast<int>(word)) - 1;
+  if (threadIdx.x == 0) {
+    const auto keys = static_cast<int>(min(std::int64_t{total}, a.capacity));
+    a.ranges[place] = {.first = place * a.capacity, .keys = keys, .unused = 0};
+    if (a.pairs != nullptr)
+      atomicAdd(a.pairs, static_cast<unsigned long long>(keys) * static_cast<unsigned long long>(a.queries[tile]));
+  }
+}
+
+}  // namespace
+
+int most_selected_keys() { return 200 * 1024 / static_cast<int>(sizeof(unsigned)); }
+
+void select_keys(const float* sums, std::int64_t rows, int keys, const int* counts, int count_of_counts,
+                 std::int32_t* choice, cudaStream_t stream) {
+  if (rows <= 0 || keys <= 0) return;
+  if (keys > most_selected_keys() || count_of_counts > kMostCounts)
+    throw Error(ErrorKind::usage, "this many keys cannot be chosen from on a GPU");
+  Counts all{.of = {}, .count = count_of_counts, .total = 0};
+  for (int i = 0; i < count_of_counts; ++i) all.total += all.of[i] = counts[i];
+  static const cudaError_t allowed = cudaFuncSetAttribute(choose, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                          most_selected_keys() * static_cast<int>(sizeof(unsigned)));
+  (void)allowed;  // a refusal shows at the launch
+  launch_early(choose, static_cast<unsigned>(rows), kThreads, static_cast<std::size_t>(keys) * sizeof(unsigned), stream,
+               1, sums, keys, all, choice);
+  check_launch("choice of keys");
+}
+
+void build_lists(const BuildLists& args, cudaStream_t stream) {
+  if (args.tiles <= 0 || args.lists <= 0) return;
+  const std::size_t bytes = static_cast<std::size_t>((args.keys + 31) / 32) * sizeof(unsigned);
+  if (args.lists > 65535 || bytes > 48 * 1024)
+    throw Error(ErrorKind::usage, "lists of keys on a GPU: 65535 heads and 393216 keys at most");
+  launch_early(make_lists, dim3(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.lists)), kThreads, bytes,
+               stream, 1, args);
+  check_launch("lists of keys");
+}
+
+}  // namespace sparvar::cuda

@@ -1,0 +1,181 @@
+// Rows of maps: gathered, resized and added, put together from parts.
+#include <algorithm>
+
+#include "backend/cuda/kernels/device.cuh"
+#include "backend/cuda/kernels/kernels.h"
+
+namespace sparvar::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename From, typename To>
+__global__ void __launch_bounds__(kThreads) gather(const From* x, std::int64_t n, std::int64_t width,
+                                                   const std::int32_t* rows, int count, std::int64_t total, To* out) {
+  let_next_start();
+  wait_for_earlier();
+  for (std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x; i < total;
+       i += std::int64_t{gridDim.x} * kThreads) {
+    const std::int64_t row = i / width;
+    out[i] = rounded<To>(read(x[(row / count * n + rows[row % count]) * width + i % width]));
+  }
+}
+
+unsigned some_blocks(std::int64_t count) { return std::min(blocks_for(count, kThreads), 8192U); }
+
+/// Source positions of one place and the weight of the higher: half-pixel centres, clamped.
+struct Tap {
+  int low, high;
+  float weight;
+  __device__ Tap(int i, int from, int to) {
+    const float ratio = static_cast<float>(from) / static_cast<float>(to);
+    const float centre = fmaxf((static_cast<float>(i) + 0.5F) * ratio - 0.5F, 0.0F);
+    low = min(static_cast<int>(centre), from - 1);
+    high = min(low + 1, from - 1);
+    weight = centre - static_cast<float>(low);
+  }
+};
+
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Some {
+  T of[kCount];
+};
+
+/// kCount channels to a thread.
+template <typename T, typename Cache, int kCount>
+__global__ void __launch_bounds__(kThreads)
+    resize(T* out, const Cache* cache, std::int64_t vectors, Grid from, Grid to, std::int64_t total) {
+  let_next_start();
+  wait_for_earlier();
+  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (i >= total) return;
+  const std::int64_t token = i / vectors % (std::int64_t{to.h} * to.w);
+  const std::int64_t batch = i / vectors / (std::int64_t{to.h} * to.w);
+  const Tap y(static_cast<int>(token / to.w), from.h, to.h);
+  const Tap x(static_cast<int>(token % to.w), from.w, to.w);
+  const float w11 = y.weight * x.weight;
+  const float w10 = y.weight - w11;
+  const float w01 = x.weight - w11;
+  const float w00 = 1.0F - y.weight - w01;
+  using V = Some<T, kCount>;
+  using C = Some<Cache, kCount>;
+  const auto* const map = reinterpret_cast<const C*>(cache) + batch * from.h * from.w * vectors + i % vectors;
+  const C a = map[(std::int64_t{y.low} * from.w + x.low) * vectors];
+  const C b = map[(std::int64_t{y.low} * from.w + x.high) * vectors];
+  const C c = map[(std::int64_t{y.high} * from.w + x.low) * vectors];
+  const C d = map[(std::int64_t{y.high} * from.w + x.high) * vectors];
+  V sum = reinterpret_cast<V*>(out)[i];
+#pragma unroll
+  for (int j = 0; j < kCount; ++j)
+    sum.of[j] = rounded<T>(read(sum.of[j]) + w00 * read(a.of[j]) + w01 * read(b.of[j]) + w10 * read(c.of[j]) +
+                           w11 * read(d.of[j]));
+  reinterpret_cast<V*>(out)[i] = sum;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    merge(const T* partial, const float* partial_statistics, int heads, int dim, int queries, int parts, T* out,
+          float* statistics, std::int64_t total) {
+  let_next_start();
+  wait_for_earlier();
+  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (i >= total) return;
+  const auto d = static_cast<int>(i % dim);
+  const auto head = static_cast<int>(i / dim % heads);
+  const auto query = static_cast<int>(i / dim / heads % queries);
+  const std::int64_t batch = i / dim / heads / queries;
+  const auto* const known =
+      reinterpret_cast<const float2*>(partial_statistics) + (batch * heads + head) * parts * queries + query;
+  float largest = -INFINITY;
+  for (int p = 0; p < parts; ++p) largest = fmaxf(largest, known[std::int64_t{p} * queries].x);
+  float sum = 0, value = 0;
+  for (int p = 0; p < parts; ++p) {
+    const float2 of = known[std::int64_t{p} * queries];
+    const float weight = of.y > 0 ? expf(of.x - largest) * of.y : 0.0F;
+    sum += weight;
+    value += weight * read(partial[((batch * parts + p) * queries + query) * heads * dim + head * dim + d]);
+  }
+  out[i] = rounded<T>(sum > 0 ? value / sum : 0.0F);
+  if (d == 0) {
+    float* const to = statistics + ((batch * heads + head) * queries + query) * 2;
+    to[0] = largest;
+    to[1] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) spread(const float* log_sums, std::int64_t count, float2* statistics) {
+  let_next_start();
+  wait_for_earlier();
+  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (i < count) statistics[i] = make_float2(log_sums[i], 1.0F);
+}
+
+template <typename T, typename Cache, int kCount>
+void launch_resize(T* out, const Cache* cache, int batch, std::int64_t width, Grid from, Grid to, cudaStream_t stream) {
+  const std::int64_t total = batch * std::int64_t{to.h} * to.w * (width / kCount);
+  launch_early(resize<T, Cache, kCount>, blocks_for(total, kThreads), kThreads, 0, stream, 1, out, cache,
+               width / kCount, from, to, total);
+}
+
+}  // namespace
+
+void gather_rows(const void* x, DType type, int batch, int n, std::int64_t width, const std::int32_t* rows, int count,
+                 float* out, cudaStream_t stream) {
+  const std::int64_t total = std::int64_t{batch} * count * width;
+  if (total <= 0) return;
+  with_type(type, [&](auto example) {
+    using T = decltype(example);
+    launch_early(gather<T, float>, some_blocks(total), kThreads, 0, stream, 1, static_cast<const T*>(x),
+                 std::int64_t{n}, width, rows, count, total, out);
+  });
+  check_launch("gather rows");
+}
+
+void gather_head_rows(const void* x, DType type, std::int64_t heads, int n, int dim, const std::int32_t* rows,
+                      int count, void* out, cudaStream_t stream) {
+  const std::int64_t total = heads * count * dim;
+  if (total <= 0) return;
+  with_type(type, [&](auto example) {
+    using T = decltype(example);
+    launch_early(gather<T, T>, some_blocks(total), kThreads, 0, stream, 1, static_cast<const T*>(x), std::int64_t{n},
+                 std::int64_t{dim}, rows, count, total, static_cast<T*>(out));
+  });
+  check_launch("gather rows of heads");
+}
+
+void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width, Grid from,
+                 Grid to, cudaStream_t stream) {
+  if (batch <= 0 || width <= 0) return;
+  with_type(type, [&](auto first) {
+    with_type(cache_type, [&](auto second) {
+      using T = decltype(first);
+      using C = decltype(second);
+      if (width % 4 == 0)
+        launch_resize<T, C, 4>(static_cast<T*>(out), static_cast<const C*>(cache), batch, width, from, to, stream);
+      else
+        launch_resize<T, C, 1>(static_cast<T*>(out), static_cast<const C*>(cache), batch, width, from, to, stream);
+    });
+  });
+  check_launch("add a resized map");
+}
+
+void merge_parts(const void* partial, const float* partial_statistics, DType type, int batch, int heads, int dim,
+                 int queries, int parts, void* out, float* statistics, cudaStream_t stream) {
+  const std::int64_t total = std::int64_t{batch} * queries * heads * dim;
+  if (total <= 0) return;
+  with_type(type, [&](auto example) {
+    using T = decltype(example);
+    launch_early(merge<T>, blocks_for(total, kThreads), kThreads, 0, stream, 1, static_cast<const T*>(partial),
+                 partial_statistics, heads, dim, queries, parts, static_cast<T*>(out), statistics, total);
+  });
+  check_launch("merge parts");
+}
+
+void spread_log_sums(const float* log_sums, std::int64_t count, float* statistics, cudaStream_t stream) {
+  if (count <= 0) return;
+  launch_early(spread, blocks_for(count, kThreads), kThreads, 0, stream, 1, log_sums, count,
+               reinterpret_cast<float2*>(statistics));
+  check_launch("spread log sums");
+}
+
+}  // namespace sparvar::cuda

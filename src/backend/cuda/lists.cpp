@@ -1,0 +1,382 @@
+// Attention to lists of keys: lists that are known beforehand, and lists that are made on the device from a choice.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "backend/cuda/check.h"
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/kernels/kernels.h"
+
+namespace sparvar::cuda {
+namespace {
+
+/// Queries of a QueryTiles on the device, in pieces that a kernel takes: of at most 128, and, for the Hopper kernel, of
+/// at most 192.
+struct DeviceTiles {
+  Tensor rows, pieces, wide_pieces;  // TileRows
+  int piece_count = 0, wide_count = 0;
+  int most = 0, wide_most = 0;  // queries of a piece
+  int queries = 0;              // one more than the largest
+};
+
+class CudaLists final : public AttentionLists {
+ public:
+  DeviceTiles tiles;
+  Tensor ranges, keys;
+  int lists = 1, list_tiles = 0;
+  int most_key = 0;  // one more than the largest
+};
+
+class CudaRecipe final : public AttentionRecipe {
+ public:
+  DeviceTiles tiles;
+  Tensor group_of, map, fixed, queries;
+  int list_tiles = 0, keys = 0, chosen = 0;
+  int groups = 0;  // at least so many must have chosen
+  std::int64_t capacity = 0;
+};
+
+/// Tiles of more than `most` queries in as few equal pieces as possible.
+std::vector<TileRows> pieces_of(const QueryTiles& tiles, int most, int& largest) {
+  std::vector<TileRows> out;
+  for (int t = 0; t < tiles.count(); ++t) {
+    const int parts = (tiles.rows_in(t) + most - 1) / most;
+    for (int p = 0; p < parts; ++p) {
+      const int begin = tiles.offset[t] + tiles.rows_in(t) * p / parts;
+      const int end = tiles.offset[t] + tiles.rows_in(t) * (p + 1) / parts;
+      largest = std::max(largest, end - begin);
+      out.push_back({.first_query = begin, .queries = end - begin, .list = t, .shift = 0});
+    }
+  }
+  return out;
+}
+
+template <typename T>
+const T* address(const Tensor& x) {
+  return x.defined() && x.size() > 0 ? reinterpret_cast<const T*>(x.raw()) : nullptr;
+}
+
+std::int64_t bytes_of(const std::vector<TileRows>& pieces) {
+  return static_cast<std::int64_t>(pieces.size() * sizeof(TileRows));
+}
+
+std::int64_t aligned_keys(std::int64_t keys) {
+  return (keys + KeyRange::kAlignment - 1) / KeyRange::kAlignment * KeyRange::kAlignment;
+}
+
+DeviceTiles put_tiles(const QueryTiles& tiles, const std::function<Tensor(const void*, DType, std::int64_t)>& kept) {
+  DeviceTiles out;
+  const std::vector<TileRows> pieces = pieces_of(tiles, TileRows::kMost, out.most);
+  const std::vector<TileRows> wide = pieces_of(tiles, TileRows::kMostHopper, out.wide_most);
+  out.piece_count = static_cast<int>(pieces.size());
+  out.wide_count = static_cast<int>(wide.size());
+  for (const std::int32_t row : tiles.rows) out.queries = std::max(out.queries, row + 1);
+  out.rows = kept(tiles.rows.data(), DType::i32, static_cast<std::int64_t>(tiles.rows.size()));
+  out.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
+  out.wide_pieces = out.wide_most > out.most ? kept(wide.data(), DType::u8, bytes_of(wide)) : out.pieces;
+  return out;
+}
+
+ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool hopper) {
+  const std::int64_t dim = args.q.dim(3);
+  const bool wide = hopper && args.q.dtype() == DType::bf16 && supports_list_attention_hopper(static_cast<int>(dim)) &&
+                    tiles.wide_most > tiles.most;
+  return {.q = args.q.raw(),
+          .k = args.k.raw(),
+          .v = args.v.raw(),
+          .out = const_cast<void*>(args.out.raw()),
+          .type = args.q.dtype(),
+          .batch = static_cast<int>(args.q.dim(0)),
+          .heads = static_cast<int>(args.q.dim(1)),
+          .dim = static_cast<int>(dim),
+          .queries = static_cast<int>(args.q.dim(2)),
+          .out_queries = static_cast<int>(args.out.dim(1)),
+          .capacity = args.k.dim(2),
+          .tiles = address<TileRows>(wide ? tiles.wide_pieces : tiles.pieces),
+          .ranges = nullptr,
+          .rows = address<std::int32_t>(tiles.rows),
+          .keys = nullptr,
+          .tile_count = wide ? tiles.wide_count : tiles.piece_count,
+          .list_tiles = 0,
+          .most_queries = wide ? tiles.wide_most : tiles.most,
+          .own_lists = false,
+          .scale = args.scale,
+          .statistics = args.statistics.defined() ? const_cast<float*>(args.statistics.data<float>()) : nullptr,
+          .hopper = hopper};
+}
+
+void refuse_plan(const std::string& why) { throw Error(ErrorKind::usage, "attention plan on a GPU: " + why); }
+
+}  // namespace
+
+/// Kept beside the weights: a program that is recorded reads it whenever it runs. Copied in a dry run too, as what is
+/// made then is used later.
+Tensor CudaBackend::kept(const void* values, DType type, std::int64_t count) {
+  Tensor out = weight_memory(type, {count});
+  if (planning_ || count == 0) return out;
+  const Relaxed relaxed;
+  check(cudaMemcpy(out.raw(), values, out.bytes(), cudaMemcpyHostToDevice), "lists of keys");
+  return out;
+}
+
+Tensor CudaBackend::kept_rows(const std::vector<std::int32_t>& rows) {
+  const auto found = kept_rows_.find(rows);
+  if (found != kept_rows_.end()) return found->second;
+  return kept_rows_.emplace(rows, kept(rows.data(), DType::i32, static_cast<std::int64_t>(rows.size()))).first->second;
+}
+
+AttentionListsPtr CudaBackend::prepare_lists(const QueryTiles& tiles, const KeyLists& lists) {
+  if (lists.tiles != tiles.count())
+    throw Error(ErrorKind::usage, fmt::format("lists for {} tiles do not fit {} tiles", lists.tiles, tiles.count()));
+  std::vector<KeyRange> ranges;
+  std::vector<std::int32_t> keys;
+  auto out = std::make_shared<CudaLists>();
+  for (std::int64_t at = 0; at < std::int64_t{lists.lists} * lists.tiles; ++at) {
+    const auto first = static_cast<std::int64_t>(keys.size());
+    for (std::int64_t r = lists.offset[at]; r < lists.offset[at + 1]; ++r) {
+      const KeyRun& run = lists.runs[r];
+      for (int i = 0; i < run.count; ++i) keys.push_back(run.begin + i);
+      out->most_key = std::max(out->most_key, run.begin + run.count);
+    }
+    ranges.push_back(
+        {.first = first, .keys = static_cast<int>(static_cast<std::int64_t>(keys.size()) - first), .unused = 0});
+    keys.resize(static_cast<std::size_t>(aligned_keys(static_cast<std::int64_t>(keys.size()))));
+  }
+  out->lists = lists.lists;
+  out->list_tiles = lists.tiles;
+  out->tiles = put_tiles(tiles, [this](const void* x, DType type, std::int64_t count) { return kept(x, type, count); });
+  out->ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
+  out->keys = kept(keys.data(), DType::i32, static_cast<std::int64_t>(keys.size()));
+  return out;
+}
+
+void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
+  const auto& own = dynamic_cast<const CudaLists&>(lists);
+  check_args(args, own.most_key);
+  if (own.tiles.queries > args.q.dim(2) || (own.lists != 1 && own.lists != args.q.dim(0) * args.q.dim(1)))
+    throw Error(ErrorKind::usage, fmt::format("{} lists for {} queries do not fit q {}", own.lists, own.tiles.queries,
+                                              to_string(args.q.shape())));
+  if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(args.q.dim(3)))
+    return attend_in_f32(args, converted(args.out, DType::f32), [&](AttentionArgs& wide) { attention(wide, lists); });
+  if (!computes()) return;
+  ListAttention call = call_of(args, own.tiles, hopper_);
+  call.ranges = address<KeyRange>(own.ranges);
+  call.keys = address<std::int32_t>(own.keys);
+  call.list_tiles = own.list_tiles;
+  call.own_lists = own.lists > 1;
+  list_attention(call, stream_);
+}
+
+/// Lists for this call alone: not in a program, which would read them when they are gone.
+void CudaBackend::attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) {
+  if (recording_ || dry_) refuse_plan("lists of one call cannot be recorded; prepare them");
+  const AttentionListsPtr prepared = prepare_lists(tiles, lists);
+  attention(args, *prepared);
+  check(cudaStreamSynchronize(stream_), "attention of lists");
+}
+
+AttentionRecipePtr CudaBackend::prepare_recipe(const ListRecipe& recipe) {
+  auto out = std::make_shared<CudaRecipe>();
+  const auto keep = [this](const void* x, DType type, std::int64_t count) { return kept(x, type, count); };
+  const auto keep_numbers = [&](const std::vector<std::int32_t>& x) {
+    return keep(x.data(), DType::i32, static_cast<std::int64_t>(x.size()));
+  };
+  const int tiles = recipe.tiles.count();
+  out->tiles = put_tiles(recipe.tiles, keep);
+  out->list_tiles = tiles;
+  out->keys = recipe.keys;
+  out->chosen = recipe.chosen;
+  for (const std::int32_t group : recipe.group_of) out->groups = std::max(out->groups, group + 1);
+  out->capacity = aligned_keys(recipe.most_keys());
+  out->group_of = keep_numbers(recipe.group_of);
+  if (!recipe.map.empty()) out->map = keep_numbers(recipe.map);
+  std::vector<std::int32_t> queries;
+  for (int t = 0; t < tiles; ++t) queries.push_back(recipe.tiles.rows_in(t));
+  out->queries = keep_numbers(queries);
+  if (recipe.fixed.tiles == 0) return out;
+  const std::int64_t words = (recipe.keys + 31) / 32;
+  std::vector<std::uint32_t> fixed(static_cast<std::size_t>(tiles * words));
+  for (int t = 0; t < tiles; ++t)
+    for (std::int64_t r = recipe.fixed.offset[t]; r < recipe.fixed.offset[t + 1]; ++r)
+      for (int i = 0; i < recipe.fixed.runs[r].count; ++i) {
+        const int key = recipe.fixed.runs[r].begin + i;
+        fixed[t * words + key / 32] |= 1U << key % 32;
+      }
+  out->fixed = keep(fixed.data(), DType::i32, static_cast<std::int64_t>(fixed.size()));
+  return out;
+}
+
+void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) {
+  const auto& own = dynamic_cast<const CudaRecipe&>(recipe);
+  check_args(args, own.keys);
+  const std::int64_t lists = args.q.dim(0) * args.q.dim(1);
+  if (choice.rank() != 3 || choice.dim(0) < lists || choice.dim(1) < own.groups || choice.dim(2) < own.chosen ||
+      own.tiles.queries > args.q.dim(2))
+    throw Error(ErrorKind::usage,
+                fmt::format("a choice of keys {} does not fit lists of {} keys of {} queries, q {}",
+                            to_string(choice.shape()), own.chosen, own.tiles.queries, to_string(args.q.shape())));
+  if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(args.q.dim(3)))
+    return attend_in_f32(args, converted(args.out, DType::f32),
+                         [&](AttentionArgs& wide) { attention(wide, recipe, choice, pairs); });
+  Tensor ranges = empty(DType::u8, {lists * own.list_tiles * static_cast<std::int64_t>(sizeof(KeyRange))});
+  Tensor keys = empty(DType::i32, {lists, own.list_tiles, own.capacity});
+  if (!computes()) return;
+  cuda::build_lists({.choice = choice.data<std::int32_t>(),
+                     .lists = static_cast<int>(lists),
+                     .groups = static_cast<int>(choice.dim(1)),
+                     .per_group = static_cast<int>(choice.dim(2)),
+                     .chosen = own.chosen,
+                     .tiles = own.list_tiles,
+                     .keys = own.keys,
+                     .group_of = address<std::int32_t>(own.group_of),
+                     .map = address<std::int32_t>(own.map),
+                     .fixed = address<std::uint32_t>(own.fixed),
+                     .queries = address<std::int32_t>(own.queries),
+                     .capacity = own.capacity,
+                     .ranges = reinterpret_cast<KeyRange*>(ranges.raw()),
+                     .list_keys = keys.data<std::int32_t>(),
+                     .pairs = pairs.defined() ? reinterpret_cast<unsigned long long*>(pairs.raw()) : nullptr},
+                    stream_);
+  ListAttention call = call_of(args, own.tiles, hopper_);
+  call.ranges = reinterpret_cast<const KeyRange*>(ranges.raw());
+  call.keys = keys.data<std::int32_t>();
+  call.list_tiles = own.list_tiles;
+  call.own_lists = true;
+  list_attention(call, stream_);
+}
+
+/// Dense attention of few queries, whose keys are shared out in parts that different multiprocessors take.
+void CudaBackend::attend_in_parts(AttentionArgs& args, int keys) {
+  constexpr int kPartsWanted = 264;  // two for each multiprocessor of an H100
+  constexpr int kLeastKeys = 512;
+  const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
+  const auto queries = static_cast<int>(args.q.dim(2));
+  const QueryTiles tiles = row_tiles(queries, 64);
+  const int parts =
+      static_cast<int>(std::clamp<std::int64_t>(kPartsWanted / (heads * tiles.count()), 1, keys / kLeastKeys));
+  Parts& known = parts_[{queries, keys, parts}];
+  if (!known.rows.defined()) {
+    std::vector<TileRows> pieces;
+    std::vector<KeyRange> ranges;
+    std::vector<std::int32_t> all(static_cast<std::size_t>(aligned_keys(keys)));
+    for (int i = 0; i < keys; ++i) all[i] = i;
+    for (int p = 0; p < parts; ++p) {
+      const std::int64_t begin = p == 0 ? 0 : ranges.back().first + ranges.back().keys;
+      const std::int64_t end = p + 1 == parts ? keys : aligned_keys(std::int64_t{keys} * (p + 1) / parts);
+      ranges.push_back({.first = begin, .keys = static_cast<int>(end - begin), .unused = 0});
+      for (int t = 0; t < tiles.count(); ++t)
+        pieces.push_back(
+            {.first_query = tiles.offset[t], .queries = tiles.rows_in(t), .list = p, .shift = p * queries});
+    }
+    known.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
+    known.ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
+    known.keys = kept(all.data(), DType::i32, static_cast<std::int64_t>(all.size()));
+    known.rows = kept(tiles.rows.data(), DType::i32, queries);
+  }
+  AttentionArgs split = args;
+  split.out = empty(args.out.dtype(), {args.q.dim(0), std::int64_t{parts} * queries, args.q.dim(1), args.q.dim(3)});
+  split.statistics = empty(DType::f32, {args.q.dim(0), args.q.dim(1), std::int64_t{parts} * queries, 2});
+  if (!computes()) return;
+  ListAttention call = call_of(split, {}, hopper_);
+  call.tiles = address<TileRows>(known.pieces);
+  call.ranges = address<KeyRange>(known.ranges);
+  call.rows = address<std::int32_t>(known.rows);
+  call.keys = address<std::int32_t>(known.keys);
+  call.tile_count = parts * tiles.count();
+  call.list_tiles = parts;
+  call.most_queries = std::min(queries, 64);
+  list_attention(call, stream_);
+  merge_parts(split.out.raw(), split.statistics.data<float>(), args.out.dtype(), static_cast<int>(args.q.dim(0)),
+              static_cast<int>(args.q.dim(1)), static_cast<int>(args.q.dim(3)), queries, parts, args.out.raw(),
+              args.statistics.data<float>(), stream_);
+}
+
+Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) {
+  check_args(args, keys);
+  if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(args.q.dim(3))) {
+    AttentionArgs wide = args;
+    wide.q = converted(args.q, DType::f32);
+    wide.k = converted(args.k, DType::f32);
+    wide.v = wide.k;  // not read
+    return column_sums(wide, groups, keys);
+  }
+  std::vector<std::int32_t> group_of;
+  bool single = true;
+  bool empty_group = false;
+  for (int g = 0; g < groups.count(); ++g) {
+    single = single && groups.rows_in(g) == 1;
+    empty_group = empty_group || groups.rows_in(g) == 0;
+    group_of.insert(group_of.end(), groups.rows_in(g), g);
+  }
+  const Tensor offset = kept_rows(groups.offset), rows = kept_rows(groups.rows), of = kept_rows(group_of);
+  Tensor out = empty(DType::f32, {args.q.dim(0) * args.q.dim(1), groups.count(), keys});
+  if (empty_group) fill_zero(out);
+  if (computes())
+    cuda::column_sums({.q = args.q.raw(),
+                       .k = args.k.raw(),
+                       .statistics = args.statistics.data<float>(),
+                       .type = args.q.dtype(),
+                       .batch = static_cast<int>(args.q.dim(0)),
+                       .heads = static_cast<int>(args.q.dim(1)),
+                       .dim = static_cast<int>(args.q.dim(3)),
+                       .queries = static_cast<int>(args.q.dim(2)),
+                       .keys = keys,
+                       .capacity = args.k.dim(2),
+                       .offset = offset.data<std::int32_t>(),
+                       .rows = rows.data<std::int32_t>(),
+                       .group_of = of.data<std::int32_t>(),
+                       .groups = groups.count(),
+                       .row_count = static_cast<int>(groups.rows.size()),
+                       .single = single,
+                       .scale = args.scale,
+                       .sums = out.data<float>()},
+                      stream_);
+  return out;
+}
+
+Tensor CudaBackend::select_keys(const Tensor& sums, const std::vector<int>& counts) {
+  const auto keys = static_cast<int>(sums.dim(2));
+  if (keys > most_selected_keys() || static_cast<int>(counts.size()) > kMostCounts)
+    refuse_plan(fmt::format("it cannot choose among {} keys, {} at most", keys, most_selected_keys()));
+  // The smallest choice first, then what each larger one adds.
+  std::vector<int> added;
+  for (std::size_t i = counts.size(); i-- > 0;)
+    added.push_back(counts[i] - (i + 1 < counts.size() ? counts[i + 1] : 0));
+  Tensor out = empty(DType::i32, {sums.dim(0), sums.dim(1), counts.front()});
+  if (computes())
+    cuda::select_keys(sums.data<float>(), sums.dim(0) * sums.dim(1), keys, added.data(), static_cast<int>(added.size()),
+                      out.data<std::int32_t>(), stream_);
+  return out;
+}
+
+void CudaBackend::add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) {
+  if (out.dim(1) != to.tokens() || cache.dim(1) != from.tokens() || cache.dim(0) != out.dim(0))
+    throw Error(ErrorKind::usage,
+                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()), from.h,
+                            from.w, to_string(out.shape()), to.h, to.w));
+  if (computes())
+    cuda::add_resized(out.raw(), out.dtype(), cache.raw(), cache.dtype(), static_cast<int>(out.dim(0)),
+                      out.size() / (out.dim(0) * out.dim(1)), from, to, stream_);
+}
+
+Tensor CudaBackend::gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) {
+  const auto count = static_cast<std::int64_t>(rows.size());
+  const Tensor there = kept_rows(rows);
+  Tensor out = empty(DType::f32, {x.dim(0), count, x.dim(2), x.dim(3)});
+  if (computes())
+    cuda::gather_rows(x.raw(), x.dtype(), static_cast<int>(x.dim(0)), static_cast<int>(x.dim(1)), x.dim(2) * x.dim(3),
+                      there.data<std::int32_t>(), static_cast<int>(count), out.data<float>(), stream_);
+  return out;
+}
+
+Tensor CudaBackend::gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) {
+  const auto count = static_cast<std::int64_t>(rows.size());
+  const Tensor there = kept_rows(rows);
+  Tensor out = empty(x.dtype(), {x.dim(0), x.dim(1), count, x.dim(3)});
+  if (computes())
+    gather_head_rows(x.raw(), x.dtype(), x.dim(0) * x.dim(1), static_cast<int>(x.dim(2)), static_cast<int>(x.dim(3)),
+                     there.data<std::int32_t>(), static_cast<int>(count), out.raw(), stream_);
+  return out;
+}
+
+}  // namespace sparvar::cuda

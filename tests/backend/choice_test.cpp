@@ -1,0 +1,221 @@
+// Choosing keys as plans do, on the device under test: column sums, the largest of them, the lists made of a choice,
+// and the dense attention of few queries that the choice begins with.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+
+#include "attention/cs4a.h"
+#include "backend/attention_reference.h"
+#include "backend/backend.h"
+#include "backend/device_under_test.h"
+#include "support.h"
+
+namespace sparvar {
+namespace {
+
+struct Call {
+  Tensor q, k;  // as the device has them, in f32
+  AttentionArgs args;
+};
+
+Call make_call(DType type, int batch, int heads, int queries, int keys, int dim, unsigned seed) {
+  Call call;
+  const auto random = [&](Shape shape, unsigned offset, float size) {
+    return testing::random_tensor(std::move(shape), seed + offset, size).to(type);
+  };
+  call.args = {.q = random({batch, heads, queries, dim}, 0, 1.5F),
+               .k = random({batch, heads, keys + 5, dim}, 1, 1.5F),
+               .v = random({batch, heads, keys + 5, dim}, 2, 1.0F),
+               .out = Tensor::zeros(type, {batch, queries, heads, dim}),
+               .scale = 0.3F,
+               .statistics = Tensor::zeros(DType::f32, {batch, heads, queries, 2})};
+  call.q = call.args.q.to(DType::f32);
+  call.k = call.args.k.to(DType::f32);
+  return call;
+}
+
+/// Probabilities of every key for one query, in double precision.
+std::vector<double> probabilities(const Call& call, int bh, int query, int keys) {
+  const std::int64_t dim = call.q.dim(3);
+  std::vector<double> p(keys);
+  for (int key = 0; key < keys; ++key) {
+    double logit = 0;
+    for (std::int64_t d = 0; d < dim; ++d)
+      logit += static_cast<double>(call.q.data<float>()[(bh * call.q.dim(2) + query) * dim + d]) *
+               call.k.data<float>()[(bh * call.k.dim(2) + key) * dim + d];
+    p[key] = logit * call.args.scale;
+  }
+  const double largest = *std::max_element(p.begin(), p.end());
+  double total = 0;
+  for (double& x : p) total += x = std::exp(x - largest);
+  for (double& x : p) x /= total;
+  return p;
+}
+
+/// Groups of the sizes in turn, queries in an order of their own.
+QueryTiles groups_of(int queries, const std::vector<int>& sizes) {
+  QueryTiles groups;
+  for (int i = 0; i < queries; ++i) groups.rows.push_back((i * 7 + 3) % queries);
+  for (int at = 0, i = 0; at < queries; ++i) {
+    at = std::min(queries, at + sizes[i % sizes.size()]);
+    groups.offset.push_back(at);
+  }
+  return groups;
+}
+
+void check_column_sums(DType type, int dim, int queries, int keys, const std::vector<int>& sizes) {
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE(::testing::Message() << name_of(type) << " dim " << dim << ", " << queries << " x " << keys
+                                    << ", groups of " << sizes.front() << ", seed " << seed);
+  constexpr int kBatch = 2, kHeads = 2;
+  const auto backend = testing::make_backend(type);
+  Call call = make_call(type, kBatch, kHeads, queries, keys, dim, seed);
+  backend->dense_attention(call.args, keys);
+  const QueryTiles groups = groups_of(queries, sizes);
+  const Tensor sums = backend->column_sums(call.args, groups, keys);
+  ASSERT_EQ(sums.shape(), (Shape{kBatch * kHeads, groups.count(), keys}));
+  double worst = 0;
+  for (int bh = 0; bh < kBatch * kHeads; ++bh)
+    for (int g = 0; g < groups.count(); ++g) {
+      std::vector<double> want(keys, 0.0);
+      for (int r = groups.offset[g]; r < groups.offset[g + 1]; ++r) {
+        const std::vector<double> p = probabilities(call, bh, groups.rows[r], keys);
+        for (int key = 0; key < keys; ++key) want[key] += p[key];
+      }
+      const float* found = sums.data<float>() + (static_cast<std::int64_t>(bh) * groups.count() + g) * keys;
+      for (int key = 0; key < keys; ++key) {
+        const double difference = std::abs(found[key] - want[key]) / std::max(1.0, want[key]);
+        if (!(difference <= worst)) worst = difference;
+      }
+    }
+  EXPECT_LT(worst, type == DType::bf16 ? 5e-3 : 2e-5);
+}
+
+TEST(ColumnSums, MatchDoublePrecision) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const int dim : {16, 64, 80, 96, 112, 128}) check_column_sums(type, dim, 150, 203, {64, 40});
+    check_column_sums(type, 64, 64, 300, {1});
+    check_column_sums(type, 128, 100, 129, {1});
+    check_column_sums(type, 128, 400, 257, {192});
+    check_column_sums(type, 64, 70, 65, {3, 1, 7});
+    check_column_sums(type, 20, 33, 40, {5});
+    check_column_sums(type, 64, 9, 1, {4});
+  }
+}
+
+TEST(DenseAttention, OfFewQueriesAndManyKeysHasStatistics) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const int queries : {1, 64, 100}) {
+      SCOPED_TRACE(::testing::Message() << name_of(type) << " " << queries);
+      constexpr int kHeads = 3, kKeys = 3001, kDim = 64;
+      const auto backend = testing::make_backend(type);
+      Call call = make_call(type, 2, kHeads, queries, kKeys, kDim, std::random_device{}());
+      backend->dense_attention(call.args, kKeys);
+      const Tensor v = call.args.v.to(DType::f32), out = call.args.out.to(DType::f32);
+      double worst = 0, worst_total = 0;
+      for (int bh = 0; bh < 2 * kHeads; ++bh)
+        for (int i = 0; i < queries; i += 7) {
+          const KeyRun all{0, kKeys};
+          const testing::Reference want =
+              testing::attend(call.q.data<float>() + (static_cast<std::int64_t>(bh) * queries + i) * kDim,
+                              call.k.data<float>() + bh * call.k.dim(2) * kDim, v.data<float>() + bh * v.dim(2) * kDim,
+                              kDim, call.args.scale, &all, &all + 1);
+          const float* found = out.data<float>() +
+                               ((static_cast<std::int64_t>(bh / kHeads) * queries + i) * kHeads + bh % kHeads) * kDim;
+          for (int d = 0; d < kDim; ++d) {
+            const double difference = std::abs(found[d] - want.out[d]);
+            if (!(difference <= worst)) worst = difference;
+          }
+          const float* statistics =
+              call.args.statistics.data<float>() + (static_cast<std::int64_t>(bh) * queries + i) * 2;
+          const double log_sum = want.largest + std::log(want.total);
+          worst_total = std::max(worst_total, std::abs(statistics[0] + std::log(statistics[1]) - log_sum));
+        }
+      EXPECT_LT(worst, type == DType::bf16 ? 3e-2 : 5e-5);
+      EXPECT_LT(worst_total, type == DType::bf16 ? 3e-3 : 5e-5);
+    }
+}
+
+TEST(SelectKeys, TakesTheLargestAndOrdersThemByCount) {
+  const auto backend = testing::make_backend(DType::f32);
+  std::mt19937 random(std::random_device{}());
+  for (const int keys : {1, 37, 256, 1000, 10521})
+    for (const bool many_ties : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << keys << (many_ties ? " with ties" : ""));
+      Tensor sums = Tensor::empty(DType::f32, {3, 2, keys});
+      for (std::int64_t i = 0; i < sums.size(); ++i)
+        sums.data<float>()[i] =
+            many_ties ? static_cast<float>(random() % 5) : std::exp(-static_cast<float>(random() % 100000) * 2e-4F);
+      sums.data<float>()[keys / 2] = std::numeric_limits<float>::quiet_NaN();
+      if (keys > 2) sums.data<float>()[keys] = std::numeric_limits<float>::infinity();
+      const int most = std::max(1, keys / 5);
+      std::vector<int> counts{most};
+      if (most > 6) counts.insert(counts.end(), {most - 1, most - 5});
+      const Tensor found = backend->select_keys(sums, counts);
+      ASSERT_EQ(found.shape(), (Shape{3, 2, most}));
+      for (int row = 0; row < 6; ++row)
+        for (const int count : counts) {
+          std::vector<std::int32_t> want(count);
+          select_top(sums.data<float>() + static_cast<std::int64_t>(row) * keys, keys, count, want.data());
+          std::vector<std::int32_t> got(found.data<std::int32_t>() + static_cast<std::int64_t>(row) * most,
+                                        found.data<std::int32_t>() + static_cast<std::int64_t>(row) * most + count);
+          std::sort(got.begin(), got.end());
+          ASSERT_EQ(got, want) << "row " << row << ", " << count << " keys";
+        }
+    }
+}
+
+TEST(AttentionRecipe, IsAttentionToTheListsThatFollowFromIt) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const bool mapped : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << name_of(type) << (mapped ? " mapped" : ""));
+      constexpr int kBatch = 2, kHeads = 3, kQueries = 230, kKeys = 611, kGroups = 4, kPerGroup = 50;
+      const auto backend = testing::make_backend(type);
+      std::mt19937 random(std::random_device{}());
+      Call call = make_call(type, kBatch, kHeads, kQueries, kKeys, 64, random());
+      ListRecipe recipe{
+          .tiles = row_tiles(kQueries, 64), .keys = kKeys, .chosen = 45, .group_of = {}, .map = {}, .fixed = {}};
+      for (int t = 0; t < recipe.tiles.count(); ++t) recipe.group_of.push_back(t * 3 % kGroups);
+      if (mapped)
+        for (int key = 0; key < kKeys; ++key) recipe.map.push_back(key / 2 + 100);  // two to one
+      recipe.fixed = build_lists(1, recipe.tiles.count(), kKeys, [](int, int tile, KeySet& set) {
+        if (tile == 1) return;
+        set.add(0, 21);
+        set.add(400 + 10 * tile, 33);
+      });
+      Tensor choice = Tensor::empty(DType::i32, {kBatch * kHeads, kGroups, kPerGroup});
+      for (std::int64_t i = 0; i < choice.size(); ++i)
+        choice.data<std::int32_t>()[i] = static_cast<std::int32_t>(random() % kKeys);
+      const KeyLists lists = follow(recipe, choice.data<std::int32_t>(), kBatch * kHeads, kGroups, kPerGroup);
+      AttentionArgs want = call.args;
+      want.out = Tensor::zeros(type, call.args.out.shape());
+      backend->attention(want, recipe.tiles, lists);
+      const AttentionRecipePtr prepared = backend->prepare_recipe(recipe);
+      Tensor pairs = Tensor::zeros(DType::i64, {1});
+      backend->attention(call.args, *prepared, choice, pairs);
+      EXPECT_EQ(0, std::memcmp(want.out.raw(), call.args.out.raw(), want.out.bytes()));
+      std::int64_t counted = 0;
+      for (int l = 0; l < lists.lists; ++l)
+        for (int t = 0; t < lists.tiles; ++t) counted += lists.keys_in(l, t) * recipe.tiles.rows_in(t);
+      EXPECT_EQ(pairs.data<std::int64_t>()[0], counted);
+      EXPECT_GT(counted, 0);
+    }
+}
+
+TEST(GatherQueries, TakesRowsOfEveryHead) {
+  const auto backend = testing::make_backend(DType::bf16);
+  const Tensor x = testing::random_tensor({2, 3, 17, 24}, 5).to(DType::bf16);
+  const std::vector<std::int32_t> rows{16, 0, 5};
+  const Tensor found = backend->gather_queries(x, rows);
+  ASSERT_EQ(found.shape(), (Shape{2, 3, 3, 24}));
+  for (int bh = 0; bh < 6; ++bh)
+    for (int i = 0; i < 3; ++i)
+      EXPECT_EQ(0, std::memcmp(found.data<BFloat16>() + (bh * 3 + i) * 24,
+                               x.data<BFloat16>() + (bh * 17 + rows[i]) * 24, 48));
+}
+
+}  // namespace
+}  // namespace sparvar
