@@ -1,6 +1,6 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
-// the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [norms]; none:
-// all. One JSON object on standard output.
+// the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms];
+// none: all. One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -20,6 +20,7 @@
 #include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels/kernels.h"
 #include "core/resolutions.h"
+#include "models/attention_runner.h"
 
 namespace sparvar::cuda {
 namespace {
@@ -219,6 +220,17 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
   return row;
 }
 
+double median_seconds(Backend& device, const std::function<void()>& call) {
+  std::vector<double> samples;
+  for (int i = 0; i < 11; ++i) {
+    const MarkPtr start = device.mark();
+    for (int j = 0; j < 5; ++j) call();
+    samples.push_back(device.mark()->seconds_since(*start) / 5);
+  }
+  std::sort(samples.begin() + 2, samples.end());
+  return samples[6];
+}
+
 /// Tiles of queries, their lists, and what they are called.
 struct Lists {
   std::string name;
@@ -243,7 +255,7 @@ Lists chosen_case(const std::string& name, const QueryGroup& group, int keys, in
   const int last = static_cast<int>(schedule.size()) - 1;
   const int all = first_keys(schedule, last).back();
   QueryTiles tiles = group_tiles(schedule[last], group);
-  KeyLists lists = build_lists(2 * heads, tiles.count(), all, [&](int list, int tile, KeySet& set) {
+  KeyLists lists = sparvar::build_lists(2 * heads, tiles.count(), all, [&](int list, int tile, KeySet& set) {
     std::minstd_rand random(static_cast<unsigned>(list * 1000 + tile + 1));
     int left = keys;
     for (int key = 0; key < all && left > 0; ++key)
@@ -266,15 +278,9 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
                        .out = device.random(DType::bf16, {2, queries, heads, kDim}, 4, 1.0F),
                        .scale = 0.1F,
                        .statistics = {}};
-    std::vector<double> samples;
-    for (int i = 0; i < 11; ++i) {
-      const MarkPtr start = device.mark();
-      for (int j = 0; j < 5; ++j)
-        sparse ? device.attention(args, *prepared) : device.dense_attention(args, static_cast<int>(keys));
-      samples.push_back(device.mark()->seconds_since(*start) / 5);
-    }
-    std::sort(samples.begin() + 2, samples.end());
-    return samples[6];
+    return median_seconds(device, [&] {
+      sparse ? device.attention(args, *prepared) : device.dense_attention(args, static_cast<int>(keys));
+    });
   };
   const double share = share_of_pairs(c.tiles, c.lists, static_cast<int>(keys));
   const double sparse = seconds(backend, true);
@@ -286,6 +292,34 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
           {"sm80_us", seconds(older, true) * 1e6},
           {"dense_us", dense * 1e6},
           {"dense_over_own", dense / sparse}};
+}
+
+/// A whole plan at one layer, everything between q, k, v and the output, as the transformer calls it.
+void measure_plan(const std::string& name, int heads, Backend& backend, nlohmann::ordered_json& report) {
+  const ScaleSchedule schedule = *schedule_1m(1.0);
+  const int scales = static_cast<int>(schedule.size());
+  AttentionRunner runner(backend, AttentionPlan::preset(name, 1, scales), schedule, 1);
+  constexpr int kDim = 128;
+  for (int scale = scales - 3; scale < scales; ++scale) {
+    const std::int64_t keys = first_keys(schedule, scale).back();
+    const std::int64_t queries = schedule[scale].tokens();
+    AttentionArgs args{.q = backend.random(DType::bf16, {2, heads, queries, kDim}, 1, 0.3F),
+                       .k = backend.random(DType::bf16, {2, heads, keys, kDim}, 2, 1.0F),
+                       .v = backend.random(DType::bf16, {2, heads, keys, kDim}, 3, 1.0F),
+                       .out = backend.empty(DType::bf16, {2, queries, heads, kDim}),
+                       .scale = 1.0F,
+                       .statistics = {}};
+    const double seconds = median_seconds(backend, [&] {
+      runner.start(scale);
+      runner.run(0, scale, args);
+    });
+    const double dense = median_seconds(backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); });
+    report["plans"].push_back({{"plan", fmt::format("{} 2x{} heads of {}, {} x {}", name, heads, kDim, queries, keys)},
+                               {"share_of_pairs", runner.share_of_pairs(scale)},
+                               {"own_us", seconds * 1e6},
+                               {"dense_us", dense * 1e6},
+                               {"dense_over_own", dense / seconds}});
+  }
 }
 
 /// Residual, gate and norm in one: bytes that must move over the time.
@@ -340,6 +374,13 @@ void run(const std::set<std::string>& sections) {
     add(chosen_case("192 rows, 2128 keys", {.tile_h = 0, .tile_w = 0, .rows = 192}, 2128, 28), 28);
     add(chosen_case("8x16, 2128 keys", {.tile_h = 8, .tile_w = 16, .rows = 0}, 2128, 28), 28);
     add(chosen_case("8x8, 950 keys", {.tile_h = 8, .tile_w = 8, .rows = 0}, 950, 28), 28);
+  }
+  if (wanted("plans")) {
+    const std::unique_ptr<Backend> backend =
+        make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false, .hopper = true}, why);
+    if (!backend) throw Error(ErrorKind::system, why);
+    for (const char* name : {"csla", "csla-blocks", "cs4a-rows", "cs4a", "probe", "sparvar"})
+      measure_plan(name, 28, *backend, report);
   }
   if (wanted("norms"))
     for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})

@@ -86,6 +86,24 @@ TEST(Device, TheSeedAloneDecidesThePicture) {
   for (const Image& picture : pictures) EXPECT_EQ(picture.rgb, pictures[0].rgb);
 }
 
+TEST(Device, EveryPlanDrawsOnTheGpuWhatItDrawsOnTheCpu) {
+  if (!testing::on_gpu()) GTEST_SKIP() << "compares a GPU with the CPU";
+  const auto load = [](const char* device) {
+    return Pipeline::load({.model_dir = bundled(), .precision = Precision::f32, .threads = 0, .device = device});
+  };
+  Pipeline gpu = load("cuda");
+  Pipeline cpu = load("cpu");
+  for (const std::string& plan : AttentionPlan::preset_names()) {
+    GenerateOptions options = greedy({"red apple, 3d style"}, 1);
+    options.plan = AttentionPlan::preset(plan, 8, 13);
+    const GenerateResult there = gpu.generate(options);
+    const GenerateResult here = cpu.generate(options);
+    EXPECT_GT(psnr(there.pictures[0].image, here.pictures[0].image), 40) << plan;
+    for (std::size_t k = 0; k < here.scales.size(); ++k)
+      EXPECT_NEAR(there.scales[k].share_of_pairs, here.scales[k].share_of_pairs, 1e-3) << plan << ", scale " << k;
+  }
+}
+
 TEST(Device, AnotherPromptIsNotRecordedAgain) {
   if (!testing::on_gpu()) GTEST_SKIP() << "the CPU records nothing";
   std::string why;
