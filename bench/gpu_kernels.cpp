@@ -1,6 +1,6 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
 // the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms];
-// none: all. One JSON object on standard output.
+// none: all; profile: each plan once, for a profiler. One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -295,7 +295,8 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
 }
 
 /// A whole plan at one layer, everything between q, k, v and the output, as the transformer calls it.
-void measure_plan(const std::string& name, int heads, Backend& backend, nlohmann::ordered_json& report) {
+/// `once`: each scale once and nothing timed, for a profiler.
+void measure_plan(const std::string& name, int heads, bool once, Backend& backend, nlohmann::ordered_json& report) {
   const ScaleSchedule schedule = *schedule_1m(1.0);
   const int scales = static_cast<int>(schedule.size());
   AttentionRunner runner(backend, AttentionPlan::preset(name, 1, scales), schedule, 1);
@@ -309,10 +310,15 @@ void measure_plan(const std::string& name, int heads, Backend& backend, nlohmann
                        .out = backend.empty(DType::bf16, {2, queries, heads, kDim}),
                        .scale = 1.0F,
                        .statistics = {}};
-    const double seconds = median_seconds(backend, [&] {
+    const auto call = [&] {
       runner.start(scale);
       runner.run(0, scale, args);
-    });
+    };
+    if (once) {
+      call();
+      continue;
+    }
+    const double seconds = median_seconds(backend, call);
     const double dense = median_seconds(backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); });
     report["plans"].push_back({{"plan", fmt::format("{} 2x{} heads of {}, {} x {}", name, heads, kDim, queries, keys)},
                                {"share_of_pairs", runner.share_of_pairs(scale)},
@@ -375,12 +381,13 @@ void run(const std::set<std::string>& sections) {
     add(chosen_case("8x16, 2128 keys", {.tile_h = 8, .tile_w = 16, .rows = 0}, 2128, 28), 28);
     add(chosen_case("8x8, 950 keys", {.tile_h = 8, .tile_w = 8, .rows = 0}, 950, 28), 28);
   }
-  if (wanted("plans")) {
+  const bool profile = sections.contains("profile");
+  if (profile || wanted("plans")) {
     const std::unique_ptr<Backend> backend =
         make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false, .hopper = true}, why);
     if (!backend) throw Error(ErrorKind::system, why);
     for (const char* name : {"csla", "csla-blocks", "cs4a-rows", "cs4a", "probe", "sparvar"})
-      measure_plan(name, 28, *backend, report);
+      measure_plan(name, 28, profile, *backend, report);
   }
   if (wanted("norms"))
     for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})

@@ -72,13 +72,13 @@ void check(const Case& c, const AttentionArgs& args, const QueryTiles& tiles, co
           EXPECT_EQ(statistics[1], 0.0F);
           continue;
         }
-        EXPECT_NEAR(statistics[0], want.largest, c.type == DType::bf16 ? 2e-3 : 1e-4);
-        worst_total = std::max(worst_total, std::abs(statistics[1] / want.total - 1));
+        const double log_sum = want.largest + std::log(want.total);
+        worst_total = std::max(worst_total, std::abs(statistics[0] + std::log(statistics[1]) - log_sum));
       }
     for (int d = 0; d < c.dim; ++d) EXPECT_EQ(found(c.queries - 1)[d], kUntouched);
   }
   EXPECT_LT(worst, c.type == DType::bf16 ? 3e-2 : 5e-5);
-  EXPECT_LT(worst_total, c.type == DType::bf16 ? 1e-3 : 5e-5);
+  EXPECT_LT(worst_total, c.type == DType::bf16 ? 3e-3 : 1e-4);
 }
 
 void run(const Case& c) {

@@ -105,6 +105,50 @@ ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool 
           .hopper = hopper};
 }
 
+/// Groups of queries cut into stages of 64: large groups for themselves, small ones together.
+struct ColumnTable {
+  std::vector<std::int32_t> rows, group_of, stages;  // stages: ColumnStage, four numbers each
+  bool empty_group = false;
+};
+
+ColumnTable column_table(const QueryTiles& groups) {
+  constexpr int kQueries = ColumnStage::kQueries;
+  ColumnTable out;
+  int used = kQueries;  // of the stage that small groups share
+  bool sharing = false;
+  const auto begin_stage = [&](ColumnStage::Kind kind, int group) {
+    out.stages.insert(out.stages.end(), {kind, group, 0, 0});
+    out.rows.resize(out.rows.size() + kQueries, -1);
+    out.group_of.resize(out.rows.size(), -1);
+    used = 0;
+  };
+  const auto put = [&](int group, int from) {
+    const std::size_t at = out.rows.size() - kQueries + used++;
+    out.rows[at] = groups.rows[from];
+    out.group_of[at] = group;
+    out.stages[out.stages.size() - 2] = used;
+  };
+  for (int g = 0; g < groups.count(); ++g) {
+    const int count = groups.rows_in(g);
+    out.empty_group = out.empty_group || count == 0;
+    if (count == 0) continue;
+    if (count <= kQueries / 2) {
+      if (!sharing || used + count > kQueries) begin_stage(ColumnStage::single, g);
+      sharing = true;
+      if (count > 1) out.stages[out.stages.size() - 4] = ColumnStage::several;
+      for (int i = 0; i < count; ++i) put(g, groups.offset[g] + i);
+      continue;
+    }
+    sharing = false;
+    for (int i = 0; i < count; ++i) {
+      if (i % kQueries == 0) begin_stage(i + kQueries < count ? ColumnStage::part : ColumnStage::last_part, g);
+      put(g, groups.offset[g] + i);
+    }
+  }
+  if (out.rows.size() / kQueries % 2 != 0) begin_stage(ColumnStage::part, 0);  // kernels take them in pairs
+  return out;
+}
+
 void refuse_plan(const std::string& why) { throw Error(ErrorKind::usage, "attention plan on a GPU: " + why); }
 
 }  // namespace
@@ -300,17 +344,13 @@ Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& gro
     wide.v = wide.k;  // not read
     return column_sums(wide, groups, keys);
   }
-  std::vector<std::int32_t> group_of;
-  bool single = true;
-  bool empty_group = false;
-  for (int g = 0; g < groups.count(); ++g) {
-    single = single && groups.rows_in(g) == 1;
-    empty_group = empty_group || groups.rows_in(g) == 0;
-    group_of.insert(group_of.end(), groups.rows_in(g), g);
-  }
-  const Tensor offset = kept_rows(groups.offset), rows = kept_rows(groups.rows), of = kept_rows(group_of);
-  Tensor out = empty(DType::f32, {args.q.dim(0) * args.q.dim(1), groups.count(), keys});
-  if (empty_group) fill_zero(out);
+  const ColumnTable table = column_table(groups);
+  const Tensor rows = kept_rows(table.rows), group_of = kept_rows(table.group_of), stages = kept_rows(table.stages);
+  const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
+  const auto stage_count = static_cast<std::int64_t>(table.rows.size()) / ColumnStage::kQueries;
+  Tensor out = empty(DType::f32, {heads, groups.count(), keys});
+  Tensor lessening = empty(DType::f32, {heads, stage_count, ColumnStage::kQueries});
+  if (table.empty_group) fill_zero(out);
   if (computes())
     cuda::column_sums({.q = args.q.raw(),
                        .k = args.k.raw(),
@@ -322,14 +362,15 @@ Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& gro
                        .queries = static_cast<int>(args.q.dim(2)),
                        .keys = keys,
                        .capacity = args.k.dim(2),
-                       .offset = offset.data<std::int32_t>(),
+                       .stages = address<ColumnStage>(stages),
                        .rows = rows.data<std::int32_t>(),
-                       .group_of = of.data<std::int32_t>(),
+                       .group_of = group_of.data<std::int32_t>(),
+                       .stage_count = static_cast<int>(stage_count),
                        .groups = groups.count(),
-                       .row_count = static_cast<int>(groups.rows.size()),
-                       .single = single,
                        .scale = args.scale,
-                       .sums = out.data<float>()},
+                       .lessening = lessening.data<float>(),
+                       .sums = out.data<float>(),
+                       .hopper = hopper_},
                       stream_);
   return out;
 }

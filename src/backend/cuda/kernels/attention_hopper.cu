@@ -12,7 +12,6 @@
 namespace sparvar::cuda {
 namespace {
 
-constexpr int kPanelBytes = kKeys * 128;  // 64 rows of 64 channels
 constexpr int kMultiprocessorBytes = 227 * 1024;
 
 /// kGroups: warpgroups that multiply, 64 queries each. Of one or two the queries stay in registers; three have too few
@@ -21,9 +20,14 @@ template <int kDim, int kGroups>
 struct Shape {
   static constexpr int kBlocks = kGroups == 1 ? 2 : 1;  // on one multiprocessor
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kTileBytes = (kDim + 63) / 64 * kPanelBytes;  // 64 rows
+  static constexpr int kStageKeys = kGroups == 2 ? 128 : 64;
+  static constexpr int kPanels = (kDim + 63) / 64;  // of 64 channels
+  static constexpr int kQueryPanel = 64 * 128;
+  static constexpr int kKeyPanel = kStageKeys * 128;
+  static constexpr int kTileBytes = kPanels * kQueryPanel;  // queries of a warpgroup
   static constexpr int kQueryBytes = kGroups * kTileBytes;
-  static constexpr int kStageBytes = 2 * kTileBytes;  // k, then v
+  static constexpr int kValues = kPanels * kKeyPanel;  // of a stage: k, then v
+  static constexpr int kStageBytes = 2 * kValues;
   static constexpr int kBarrierBytes = 256;
   static constexpr int kRoom = kMultiprocessorBytes / kBlocks - kBarrierBytes - 1024;
   static constexpr int kStages = std::min(8, (kRoom - kQueryBytes) / kStageBytes);
@@ -132,7 +136,8 @@ __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers 
   const int chunk = thread % 16;    // of 16 bytes of a row
   const int row = thread / 16 * 8;  // the first of eight
   const bool copies = chunk < kDim / 8;
-  const unsigned place = chunk / 8 * kPanelBytes + row * 128;
+  const unsigned query_place = chunk / 8 * S::kQueryPanel + row * 128;
+  const unsigned key_place = S::kQueryBytes + chunk / 8 * S::kKeyPanel + row * 128;
   const auto swizzled = [&](int i) { return i * 128 + (chunk % 8 ^ i) * 16; };
   const std::int64_t values = static_cast<const bf16*>(a.v) - static_cast<const bf16*>(a.k);
   Ring<S::kStages> ring;
@@ -155,22 +160,24 @@ __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers 
           const int at = group * 64 + row + i;
           const bool there = at < tile.queries;
           const int query = there ? __ldg(a.rows + tile.first_query + at) : 0;
-          copy_async(memory + group * S::kTileBytes + place + swizzled(i), q + std::int64_t{query} * kDim, there);
+          copy_async(memory + group * S::kTileBytes + query_place + swizzled(i), q + std::int64_t{query} * kDim, there);
         }
     arrive_after_copies(barriers.queries_full());
-    for (int first = 0; first < count; first += kKeys) {
+    for (int first = 0; first < count; first += 64) {  // halves of a stage of 128
+      const int half = first % S::kStageKeys;
       const Eight now = ahead;
-      ahead.load(keys, first + kKeys + row, count);
-      wait_barrier(barriers.empty(ring.stage), ring.turn ^ 1U);
-      const unsigned to = memory + S::kQueryBytes + ring.stage * S::kStageBytes + place;
+      ahead.load(keys, first + 64 + row, count);
+      if (half == 0) wait_barrier(barriers.empty(ring.stage), ring.turn ^ 1U);
+      const unsigned to = memory + ring.stage * S::kStageBytes + half * 128 + key_place;
       const int left = count - first - row;
       if (copies)
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const bf16* const from = k + std::int64_t{i < left ? now.key[i] : 0} * kDim;
           copy_async(to + swizzled(i), from, i < left);
-          copy_async(to + S::kTileBytes + swizzled(i), from + values, i < left);
+          copy_async(to + S::kValues + swizzled(i), from + values, i < left);
         }
+      if (half + 64 < S::kStageKeys && first + 64 < count) continue;
       arrive_after_copies(barriers.full(ring.stage));
       ring.advance();
     }
@@ -244,41 +251,42 @@ __device__ inline void write_tile(const ListAttention& a, const Running<kDim>& r
   }
 }
 
-template <int kDim>
-__device__ inline void begin_logits(float (&s)[kKeys / 8][4], const unsigned (&q)[kDim / 16][4], unsigned k) {
+template <typename S, int kSteps>
+__device__ inline void begin_logits(float (&s)[S::kStageKeys / 8][4], const unsigned (&q)[kSteps][4], unsigned k) {
   begin_products();
 #pragma unroll
-  for (int d = 0; d < kDim / 16; ++d)
-    multiply_held<kKeys, 0>(s, q[d], matrix_of(k + d / 4 * kPanelBytes + d % 4 * 32), d > 0 ? 1 : 0);
+  for (int d = 0; d < kSteps; ++d)
+    multiply_held<S::kStageKeys, 0>(s, q[d], matrix_of(k + d / 4 * S::kKeyPanel + d % 4 * 32), d > 0 ? 1 : 0);
   commit_products();
 }
-template <int kDim>
-__device__ inline void begin_logits(float (&s)[kKeys / 8][4], unsigned q, unsigned k) {
+template <typename S, int kSteps>
+__device__ inline void begin_logits(float (&s)[S::kStageKeys / 8][4], unsigned q, unsigned k) {
   begin_products();
 #pragma unroll
-  for (int d = 0; d < kDim / 16; ++d) {
-    const unsigned at = d / 4 * kPanelBytes + d % 4 * 32;
-    multiply<kKeys>(reinterpret_cast<float(&)[kKeys / 2]>(s), matrix_of(q + at), matrix_of(k + at), d > 0 ? 1 : 0);
-  }
+  for (int d = 0; d < kSteps; ++d)
+    multiply<S::kStageKeys>(reinterpret_cast<float(&)[S::kStageKeys / 2]>(s),
+                            matrix_of(q + d / 4 * S::kQueryPanel + d % 4 * 32),
+                            matrix_of(k + d / 4 * S::kKeyPanel + d % 4 * 32), d > 0 ? 1 : 0);
   commit_products();
 }
 
 /// A warp's rows of the queries, as the first matrix of products.
-template <int kDim>
-__device__ inline void load_queries(unsigned (&q)[kDim / 16][4], unsigned tile) {
+template <typename S, int kSteps>
+__device__ inline void load_queries(unsigned (&q)[kSteps][4], unsigned tile) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane % 16;
 #pragma unroll
-  for (int d = 0; d < kDim / 16; ++d)
-    load_matrices(q[d], tile + row * 128 + d / 4 * kPanelBytes + (((d % 4 * 2 + lane / 16) ^ (row % 8)) * 16));
+  for (int d = 0; d < kSteps; ++d)
+    load_matrices(q[d], tile + row * 128 + d / 4 * S::kQueryPanel + (((d % 4 * 2 + lane / 16) ^ (row % 8)) * 16));
 }
 
-template <int kDim>
-__device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&p)[kKeys / 16][4], unsigned v) {
+/// Of the first kProducts x 16 keys of the stage.
+template <typename S, int kDim, int kProducts>
+__device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&p)[S::kStageKeys / 16][4], unsigned v) {
   begin_products();
 #pragma unroll
-  for (int n = 0; n < kKeys / 16; ++n)
-    multiply_held<kDim, 1>(out, p[n], turned_matrix_of(v + n * 2048, kPanelBytes), 1);
+  for (int n = 0; n < kProducts; ++n)
+    multiply_held<kDim, 1>(out, p[n], turned_matrix_of(v + n * 2048, S::kKeyPanel), 1);
   commit_products();
 }
 
@@ -296,14 +304,14 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
     wait_barrier(barriers.queries_full(), query_turn);
     query_turn ^= 1U;
     if constexpr (kHolds<kGroups>) {
-      load_queries<kDim>(q, queries);
+      load_queries<S>(q, queries);
       __syncwarp();
       if (lane == 0) arrive(barriers.queries_empty());
     }
 
     Running<kDim> running;
-    float s[kKeys / 8][4];
-    unsigned p[kKeys / 16][4];
+    float s[S::kStageKeys / 8][4];
+    unsigned p[S::kStageKeys / 16][4];
     float shrink[2];
     const float scale = a.scale * kLog2E;
     const auto begin_stage = [&] {
@@ -311,36 +319,39 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
       show_to_products();
       const unsigned k = memory + S::kQueryBytes + ring.stage * S::kStageBytes;
       if constexpr (kHolds<kGroups>)
-        begin_logits<kDim>(s, q, k);
+        begin_logits<S>(s, q, k);
       else
-        begin_logits<kDim>(s, queries, k);
+        begin_logits<S, kDim / 16>(s, queries, k);
     };
     const int count = work.range.keys;
     if (count > 0) {
       begin_stage();
       wait_products<0>();
       settle(s);
-      weigh<kDim>(running, s, scale, count, shrink);
+      weigh(running, s, scale, count, shrink);
       pack_weights(p, s);
     }
     // While the tensor cores add the values of one stage, the logits of the next become weights.
-    for (int left = count; left > 0; left -= kKeys) {
+    for (int left = count; left > 0; left -= S::kStageKeys) {
       const int here = ring.stage;
-      const unsigned v = memory + S::kQueryBytes + here * S::kStageBytes + S::kTileBytes;
+      const unsigned v = memory + S::kQueryBytes + here * S::kStageBytes + S::kValues;
       ring.advance();
-      if (left > kKeys) {
+      if (left > S::kStageKeys) {
         begin_stage();
-        begin_values<kDim>(running.out, p, v);
+        begin_values<S, kDim, S::kStageKeys / 16>(running.out, p, v);
         wait_products<1>();
         settle(s);
-        weigh<kDim>(running, s, scale, left - kKeys, shrink);
+        weigh(running, s, scale, left - S::kStageKeys, shrink);
         wait_products<0>();
         settle(running.out);
         settle(p);
-        rescale<kDim>(running, shrink);
+        if (__any_sync(0xffffffffU, shrink[0] != 1.0F || shrink[1] != 1.0F)) rescale<kDim>(running, shrink);
         pack_weights(p, s);
       } else {
-        begin_values<kDim>(running.out, p, v);
+        if (left > 64)
+          begin_values<S, kDim, S::kStageKeys / 16>(running.out, p, v);
+        else  // the other half of the stage was not filled
+          begin_values<S, kDim, 4>(running.out, p, v);
         wait_products<0>();
         settle(running.out);
       }
@@ -383,17 +394,6 @@ __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim,
     attend<kDim, kGroups>(a, memory, barriers);
   }
 #endif
-}
-
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0;
-    int value = 132;
-    if (cudaGetDevice(&device) == cudaSuccess)
-      (void)cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
-    return value;
-  }();
-  return count;
 }
 
 template <int kDim, int kGroups>

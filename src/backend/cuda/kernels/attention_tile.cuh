@@ -12,6 +12,7 @@ namespace sparvar::cuda {
 constexpr int kKeys = 64;  // of one stage
 constexpr float kLog2E = 1.44269504F;
 constexpr float kLn2 = 0.693147181F;
+constexpr float kSlack = 8;
 
 /// Rows of kDim channels in shared memory, 16 bytes apart so that eight of them fill all banks.
 template <int kDim>
@@ -73,28 +74,28 @@ __device__ inline float power_of_two(float x) {
 }
 
 /// Logits become weights; `shrink` brings what was summed so far to the new maximum.
-template <int kDim>
-__device__ inline void weigh(Running<kDim>& r, float (&s)[kKeys / 8][4], float scale, int keys_left,
-                             float (&shrink)[2]) {
+template <int kDim, int kBlocks>
+__device__ inline void weigh(Running<kDim>& r, float (&s)[kBlocks][4], float scale, int keys_left, float (&shrink)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (keys_left < kKeys)
+  if (keys_left < kBlocks * 8)
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
+    for (int n = 0; n < kBlocks; ++n)
       for (int j = 0; j < 4; ++j)
         if (n * 8 + lane % 4 * 2 + j % 2 >= keys_left) s[n][j] = -INFINITY;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float top = -INFINITY;
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+    for (int n = 0; n < kBlocks; ++n) top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, 1));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, 2));
-    const float largest = fmaxf(r.largest[half], top * scale);
+    // What was summed keeps its scale until weights would pass 2^8: most stages then leave it alone.
+    const float largest = top * scale > r.largest[half] + kSlack ? top * scale : r.largest[half];
     shrink[half] = power_of_two(r.largest[half] - largest);
     r.largest[half] = largest;
     float sum = 0;
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
+    for (int n = 0; n < kBlocks; ++n)
       for (int j = 2 * half; j < 2 * half + 2; ++j) {
         s[n][j] = power_of_two(fmaf(s[n][j], scale, -largest));
         sum += s[n][j];
@@ -113,14 +114,15 @@ __device__ inline void rescale(Running<kDim>& r, const float (&shrink)[2]) {
 template <int kDim>
 __device__ inline void renormalise(Running<kDim>& r, float (&s)[kKeys / 8][4], float scale, int keys_left) {
   float shrink[2];
-  weigh<kDim>(r, s, scale, keys_left, shrink);
+  weigh(r, s, scale, keys_left, shrink);
   rescale<kDim>(r, shrink);
 }
 
-/// Weights as the first matrix of four products of 16 keys.
-__device__ inline void pack_weights(unsigned (&p)[kKeys / 16][4], const float (&s)[kKeys / 8][4]) {
+/// Weights as the first matrix of products of 16 keys each.
+template <int kProducts>
+__device__ inline void pack_weights(unsigned (&p)[kProducts][4], const float (&s)[2 * kProducts][4]) {
 #pragma unroll
-  for (int n = 0; n < kKeys / 16; ++n) {
+  for (int n = 0; n < kProducts; ++n) {
     p[n][0] = pack(s[2 * n][0], s[2 * n][1]);
     p[n][1] = pack(s[2 * n][2], s[2 * n][3]);
     p[n][2] = pack(s[2 * n + 1][0], s[2 * n + 1][1]);

@@ -1,86 +1,34 @@
 // Column sums of attention: what each group of queries gives to each key (CS4A's and probe's choice of keys). Logits
 // are made the other way round, keys by queries, so that the sum over queries runs along a thread's own registers.
-#include <algorithm>
-
-#include "backend/cuda/kernels/attention_tile.cuh"
-#include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/column_sums.cuh"
 
 namespace sparvar::cuda {
 namespace {
 
 constexpr int kWarps = 8;  // of 16 keys each
+constexpr int kThreads = 256;
 
-/// The columns of a stage: which group each query is of, and what its exponent is lessened by.
-struct Columns {
-  int group[kKeys];
-  float lessening[kKeys];  // infinite where there is no query
-};
+/// What the exponents of each query are lessened by: the logarithm of its sum.
+__global__ void __launch_bounds__(kThreads) find_lessening(const ColumnSums a, std::int64_t count) {
+  let_next_start();
+  wait_for_earlier();
+  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (i >= count) return;
+  const std::int64_t each = std::int64_t{a.stage_count} * kKeys;
+  const int row = a.rows[i % each];
+  float lessening = INFINITY;
+  if (row >= 0) {
+    const float2 known = reinterpret_cast<const float2*>(a.statistics)[i / each * a.queries + row];
+    lessening = known.x * kLog2E + log2f(known.y);
+  }
+  a.lessening[i] = lessening;
+}
 
 template <int kDim>
 struct Shape {
   using T = Tile<kDim, kWarps>;
-  static constexpr int kSharedBytes =
-      (T::kQueries + 2 * kKeys) * T::kStride * 2 + 2 * static_cast<int>(sizeof(Columns));
+  static constexpr int kSharedBytes = (T::kQueries + 2 * kKeys) * T::kStride * 2 + 2 * kKeys * 4;
 };
-
-__device__ inline void load_columns(const ColumnSums& a, int index, int first, int count, Columns& to) {
-  const int i = static_cast<int>(threadIdx.x);
-  if (i >= kKeys) return;
-  const bool there = first + i < count;
-  to.group[i] = there ? __ldg(a.group_of + first + i) : -1;
-  float lessening = INFINITY;
-  if (there) {
-    const float2 statistics =
-        reinterpret_cast<const float2*>(a.statistics)[index * std::int64_t{a.queries} + __ldg(a.rows + first + i)];
-    lessening = statistics.x * kLog2E + log2f(statistics.y);
-  }
-  to.lessening[i] = lessening;
-}
-
-/// Sums of one group of this warp's keys so far; whole groups are written.
-struct Sums {
-  float of[2] = {0, 0};  // keys lane / 4 and lane / 4 + 8
-
-  __device__ void write(const ColumnSums& a, int index, int group, int key) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float x = of[half];
-      x += __shfl_xor_sync(0xffffffffU, x, 1);
-      x += __shfl_xor_sync(0xffffffffU, x, 2);
-      const int at = key + lane / 4 + 8 * half;
-      if (lane % 4 == 0 && at < a.keys) a.sums[(std::int64_t{index} * a.groups + group) * a.keys + at] = x;
-      of[half] = 0;
-    }
-  }
-};
-
-/// Adds the weights of columns [begin, end).
-__device__ inline void add_columns(Sums& sums, const float (&s)[kKeys / 8][4], int begin, int end) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int column = n * 8 + lane % 4 * 2 + j % 2;
-      sums.of[j / 2] += column >= begin && column < end ? s[n][j] : 0.0F;
-    }
-}
-
-/// Every column is a group of its own.
-__device__ inline void write_columns(const ColumnSums& a, const float (&s)[kKeys / 8][4], const Columns& columns,
-                                     int index, int key, int count) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int column = n * 8 + lane % 4 * 2 + j % 2;
-      const int at = key + lane / 4 + j / 2 * 8;
-      if (column < count && at < a.keys)
-        a.sums[(std::int64_t{index} * a.groups + columns.group[column]) * a.keys + at] = s[n][j];
-    }
-}
 
 template <int kDim>
 __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) sum_columns(const ColumnSums a) {
@@ -90,17 +38,17 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) sum_columns(co
   wait_for_earlier();
   auto* const key_rows = reinterpret_cast<bf16*>(memory);
   bf16* const query_rows = key_rows + T::kQueries * T::kStride;
-  auto* const columns = reinterpret_cast<Columns*>(query_rows + 2 * kKeys * T::kStride);
+  auto* const lessening = reinterpret_cast<float*>(query_rows + 2 * kKeys * T::kStride);
   const auto index = static_cast<int>(blockIdx.y);
   const int first_key = static_cast<int>(blockIdx.x) * T::kQueries;
   const bf16* const q = static_cast<const bf16*>(a.q) + index * std::int64_t{a.queries} * a.dim;
   const bf16* const k = static_cast<const bf16*>(a.k) + index * a.capacity * a.dim;
-  const auto load_stage = [&](int first) {
-    const int buffer = first / kKeys % 2;
-    Rows<kDim>::template copy<kKeys, T::kThreads>(
-        query_rows + buffer * kKeys * T::kStride, q, a.dim, a.dim,
-        [&](int i) { return first + i < a.row_count ? __ldg(a.rows + first + i) : -1; });
-    load_columns(a, index, first, a.row_count, columns[buffer]);
+  const auto load_stage = [&](int stage) {
+    Rows<kDim>::template copy<kKeys, T::kThreads>(query_rows + stage % 2 * kKeys * T::kStride, q, a.dim, a.dim,
+                                                  [&](int i) { return __ldg(a.rows + stage * kKeys + i); });
+    if (threadIdx.x < kKeys)
+      lessening[stage % 2 * kKeys + threadIdx.x] =
+          a.lessening[(std::int64_t{index} * a.stage_count + stage) * kKeys + threadIdx.x];
   };
   Rows<kDim>::template copy<T::kQueries, T::kThreads>(
       key_rows, k, a.dim, a.dim, [&](int i) { return first_key + i < a.keys ? first_key + i : -1; });
@@ -115,37 +63,18 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) sum_columns(co
   for (int d = 0; d < kDim / 16; ++d)
     load_matrices(key_parts[d],
                   shared_address(key_rows + (warp * 16 + lane % 16) * T::kStride + d * 16 + lane / 16 * 8));
-  const int key = first_key + warp * 16;
-  const float scale = a.scale * kLog2E;
-  Sums sums;
-  for (int first = 0; first < a.row_count; first += kKeys) {
-    if (first > 0) {
+  GroupSums sums;
+  for (int stage = 0; stage < a.stage_count; ++stage) {
+    if (stage > 0) {
       wait_copies<0>();
       __syncthreads();
     }
-    if (first + kKeys < a.row_count) load_stage(first + kKeys);
+    if (stage + 1 < a.stage_count) load_stage(stage + 1);
     commit_copies();
-    const Columns& here = columns[first / kKeys % 2];
     float s[kKeys / 8][4];
-    logits_of<kDim>(key_parts, query_rows + first / kKeys % 2 * kKeys * T::kStride, s);
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        s[n][j] = power_of_two(fmaf(s[n][j], scale, -here.lessening[n * 8 + lane % 4 * 2 + j % 2]));
-    const int count = min(kKeys, a.row_count - first);
-    if (a.single) {
-      write_columns(a, s, here, index, key, count);
-      continue;
-    }
-    for (int begin = 0; begin < count;) {
-      const int group = here.group[begin];
-      const int last = __ldg(a.offset + group + 1) - first;
-      const int end = min(last, count);
-      add_columns(sums, s, begin, end);
-      if (last <= count) sums.write(a, index, group, key);
-      begin = end;
-    }
+    logits_of<kDim>(key_parts, query_rows + stage % 2 * kKeys * T::kStride, s);
+    sum_stage(a, sums, s, lessening + stage % 2 * kKeys, a.stages[stage], a.group_of + stage * kKeys, index,
+              first_key + warp * 16);
   }
 }
 
@@ -160,17 +89,21 @@ __global__ void __launch_bounds__(kPlainKeys) sum_columns_plain(const ColumnSums
   const float* const q = static_cast<const float*>(a.q) + index * std::int64_t{a.queries} * a.dim;
   const float* const k = static_cast<const float*>(a.k) + (index * a.capacity + key) * a.dim;
   for (int d = 0; d < a.dim; ++d) key_values[d * kPlainKeys + threadIdx.x] = there ? k[d] : 0.0F;
-  for (int group = 0; group < a.groups; ++group) {
-    float sum = 0;
-    for (int i = a.offset[group]; i < a.offset[group + 1]; ++i) {
-      const int row = a.rows[i];
-      const float* const query = q + std::int64_t{row} * a.dim;
-      float logit = 0;
-      for (int d = 0; d < a.dim; ++d) logit = fmaf(query[d], key_values[d * kPlainKeys + threadIdx.x], logit);
-      const float* const statistics = a.statistics + (index * std::int64_t{a.queries} + row) * 2;
-      sum += expf(logit * a.scale - statistics[0]) / statistics[1];
-    }
-    if (there) a.sums[(std::int64_t{index} * a.groups + group) * a.keys + key] = sum;
+  float sum = 0;
+  for (int i = 0; i < a.stage_count * kKeys; ++i) {
+    const int row = a.rows[i];
+    if (row < 0) continue;
+    const float* const query = q + std::int64_t{row} * a.dim;
+    float logit = 0;
+    for (int d = 0; d < a.dim; ++d) logit = fmaf(query[d], key_values[d * kPlainKeys + threadIdx.x], logit);
+    const float* const statistics = a.statistics + (index * std::int64_t{a.queries} + row) * 2;
+    sum += expf(logit * a.scale - statistics[0]) / statistics[1];
+    // The group goes on with the next query, which may lie in the next stage.
+    int next = i + 1;
+    while (next < a.stage_count * kKeys && a.rows[next] < 0) ++next;
+    if (next < a.stage_count * kKeys && a.group_of[next] == a.group_of[i]) continue;
+    if (there) a.sums[(std::int64_t{index} * a.groups + a.group_of[i]) * a.keys + key] = sum;
+    sum = 0;
   }
 }
 
@@ -189,7 +122,13 @@ void launch(const ColumnSums& args, cudaStream_t stream) {
 
 void column_sums(const ColumnSums& args, cudaStream_t stream) {
   if (args.keys <= 0 || args.groups <= 0 || args.batch * args.heads <= 0) return;
-  if (args.type == DType::bf16) return with_head_dim(args.dim, [&](auto dim) { launch<dim>(args, stream); });
+  if (args.stage_count <= 0) return;
+  if (args.type == DType::bf16) {
+    const std::int64_t count = std::int64_t{args.batch} * args.heads * args.stage_count * kKeys;
+    launch_early(find_lessening, blocks_for(count, kThreads), kThreads, 0, stream, 1, args, count);
+    if (args.hopper && supports_list_attention_hopper(args.dim)) return column_sums_hopper(args, stream);
+    return with_head_dim(args.dim, [&](auto dim) { launch<dim>(args, stream); });
+  }
   const dim3 grid(blocks_for(args.keys, kPlainKeys), static_cast<unsigned>(args.batch * args.heads));
   const std::size_t bytes = static_cast<std::size_t>(args.dim) * kPlainKeys * sizeof(float);
   static const cudaError_t allowed = cudaFuncSetAttribute(

@@ -67,6 +67,17 @@ inline bool launches_overlap() {
   return hopper;
 }
 
+inline int multiprocessors() {
+  static const int count = [] {
+    int device = 0;
+    int value = 132;
+    if (cudaGetDevice(&device) == cudaSuccess)
+      (void)cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
+    return value;
+  }();
+  return count;
+}
+
 /// A kernel that uses little shared memory beside one that uses much: all of them must divide the multiprocessor's
 /// memory alike, or the one waits until the other has left.
 template <typename Kernel>

@@ -215,16 +215,6 @@ CUtensorMap tensor_map(const void* matrix, int rows, int columns, int box) {
   return map;
 }
 
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0, found = 0;
-    (void)cudaGetDevice(&device);
-    (void)cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device);
-    return found;
-  }();
-  return count;
-}
-
 /// As many parts of the depth as give every multiprocessor something to read, and no more than it has room for.
 int splits_of(int in, int out) {
   const int tiles = (out + kChannels - 1) / kChannels;

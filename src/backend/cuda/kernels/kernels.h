@@ -168,6 +168,12 @@ void merge_parts(const void* partial, const float* partial_statistics, DType typ
                  int queries, int parts, void* out, float* statistics, cudaStream_t stream);
 
 // ---------------------------------------------------------------- column_sums.cu
+/// 64 queries that are worked on together: a part of one group, or several whole groups.
+struct alignas(16) ColumnStage {
+  static constexpr int kQueries = 64;
+  enum Kind : std::int32_t { part, last_part, several, single };  // single: each query is a group of its own
+  std::int32_t kind = part, group = 0, count = 0, unused = 0;
+};
 /// sums f32 [B * H, groups, keys] = per group of queries and key the sum of exp(scale q k - largest) / total.
 struct ColumnSums {
   const void* q = nullptr;            // [B, H, queries, D]
@@ -176,15 +182,18 @@ struct ColumnSums {
   DType type = DType::bf16;
   int batch = 0, heads = 0, dim = 0, queries = 0, keys = 0;
   std::int64_t capacity = 0;
-  const std::int32_t* offset = nullptr;    // device [groups + 1], into rows
-  const std::int32_t* rows = nullptr;      // device [row_count]
-  const std::int32_t* group_of = nullptr;  // device [row_count]
-  int groups = 0, row_count = 0;           // no group is empty
-  bool single = false;                     // one query to each group
+  const ColumnStage* stages = nullptr;     // device [stage_count], an even number
+  const std::int32_t* rows = nullptr;      // device [stage_count, 64]; -1 where there is no query
+  const std::int32_t* group_of = nullptr;  // device [stage_count, 64]
+  int stage_count = 0, groups = 0;         // sums of empty groups are left as they are
   float scale = 1;
+  float* lessening = nullptr;  // scratch [B * H, stage_count, 64]
   float* sums = nullptr;
+  bool hopper = true;  // column_sums_hopper.cu where it can
 };
 void column_sums(const ColumnSums& args, cudaStream_t stream);
+/// Of bf16, on Hopper, heads of 64 to 128 channels: which column_sums takes where it can.
+void column_sums_hopper(const ColumnSums& args, cudaStream_t stream);
 
 // ---------------------------------------------------------------- key_choice.cu
 /// choice I32 [rows, counts[0] + counts[1] + ..]: per row of sums f32 [rows, keys] the counts[0] largest, ascending,
