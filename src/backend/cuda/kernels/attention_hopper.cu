@@ -13,14 +13,15 @@ namespace sparvar::cuda {
 namespace {
 
 constexpr int kMultiprocessorBytes = 227 * 1024;
+constexpr int kLongList = 1000;  // keys from which on stages of 128 are the faster
 
 /// kGroups: warpgroups that multiply, 64 queries each. Of one or two the queries stay in registers; three have too few
 /// for that, and read them from shared memory.
-template <int kDim, int kGroups>
+template <int kDim, int kGroups, int kKeysAtOnce>
 struct Shape {
   static constexpr int kBlocks = kGroups == 1 ? 2 : 1;  // on one multiprocessor
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kStageKeys = kGroups == 2 ? 128 : 64;
+  static constexpr int kStageKeys = kKeysAtOnce;
   static constexpr int kPanels = (kDim + 63) / 64;  // of 64 channels
   static constexpr int kQueryPanel = 64 * 128;
   static constexpr int kKeyPanel = kStageKeys * 128;
@@ -129,9 +130,9 @@ struct Eight {
   }
 };
 
-template <int kDim, int kGroups>
+template <int kDim, int kGroups, int kKeysAtOnce>
 __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers barriers) {
-  using S = Shape<kDim, kGroups>;
+  using S = Shape<kDim, kGroups, kKeysAtOnce>;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int chunk = thread % 16;    // of 16 bytes of a row
   const int row = thread / 16 * 8;  // the first of eight
@@ -290,9 +291,9 @@ __device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&
   commit_products();
 }
 
-template <int kDim, int kGroups>
+template <int kDim, int kGroups, int kKeysAtOnce>
 __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers barriers) {
-  using S = Shape<kDim, kGroups>;
+  using S = Shape<kDim, kGroups, kKeysAtOnce>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Ring<S::kStages> ring;
@@ -367,11 +368,12 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
 
 #endif  // Hopper
 
-template <int kDim, int kGroups>
-__global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
+template <int kDim, int kGroups, int kKeysAtOnce>
+__global__ void __launch_bounds__((Shape<kDim, kGroups, kKeysAtOnce>::kThreads),
+                                  (Shape<kDim, kGroups, kKeysAtOnce>::kBlocks))
     attend_lists_hopper(const ListAttention a) {
 #if __CUDA_ARCH__ >= 900
-  using S = Shape<kDim, kGroups>;
+  using S = Shape<kDim, kGroups, kKeysAtOnce>;
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned memory = shared_address(shared);
   const Barriers barriers{memory + S::kQueryBytes + S::kStages * S::kStageBytes};
@@ -388,23 +390,23 @@ __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim,
   wait_for_earlier();
   if (threadIdx.x >= 128 * kGroups) {
     give_registers<kGathererRegisters>();
-    gather<kDim, kGroups>(a, memory, barriers);
+    gather<kDim, kGroups, kKeysAtOnce>(a, memory, barriers);
   } else {
     take_registers<kMultiplierRegisters<kGroups>>();
-    attend<kDim, kGroups>(a, memory, barriers);
+    attend<kDim, kGroups, kKeysAtOnce>(a, memory, barriers);
   }
 #endif
 }
 
-template <int kDim, int kGroups>
+template <int kDim, int kGroups, int kKeysAtOnce>
 void launch(const ListAttention& args, cudaStream_t stream) {
-  using S = Shape<kDim, kGroups>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups>,
+  using S = Shape<kDim, kGroups, kKeysAtOnce>;
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups, kKeysAtOnce>,
                                                           cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
   const int items = args.batch * args.heads * args.tile_count;
   const auto blocks = static_cast<unsigned>(std::min(items, multiprocessors() * S::kBlocks));
-  launch_early(attend_lists_hopper<kDim, kGroups>, blocks, S::kThreads, S::kSharedBytes, stream, 1, args);
+  launch_early(attend_lists_hopper<kDim, kGroups, kKeysAtOnce>, blocks, S::kThreads, S::kSharedBytes, stream, 1, args);
   check_launch("attention of lists (Hopper)");
 }
 
@@ -417,11 +419,13 @@ bool supports_list_attention_hopper(int dim) {
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
   with_head_dim(args.dim, [&](auto dim) {
     if (args.most_queries <= 64)
-      launch<dim, 1>(args, stream);
-    else if (args.most_queries <= 128)
-      launch<dim, 2>(args, stream);
+      launch<dim, 1, 64>(args, stream);
+    else if (args.most_queries > 128)
+      launch<dim, 3, 64>(args, stream);
+    else if (args.typical_keys >= kLongList)
+      launch<dim, 2, 128>(args, stream);
     else
-      launch<dim, 3>(args, stream);
+      launch<dim, 2, 64>(args, stream);
   });
 }
 

@@ -170,6 +170,24 @@ __device__ inline void multiply_held(float (&d)[kN / 8][4], const unsigned (&a)[
 }
 #undef SPARVAR_MULTIPLY_HELD
 
+// ---------------------------------------------------------------- turns of warpgroups
+/// Warpgroups hand their products to the tensor cores in turn: one's softmax then runs beside another's products, where
+/// else all of them would wait for the same thing. Named barriers 1 .. kGroups; every warpgroup takes as many turns.
+template <int kGroups>
+struct Turns {
+  int own = 1 + static_cast<int>(threadIdx.x) / 128;
+  int next = 1 + own % kGroups;
+  __device__ Turns() {
+    if (kGroups > 1 && own == kGroups) pass();
+  }
+  __device__ void wait() const {
+    if (kGroups > 1) asm volatile("bar.sync %0, 256;" ::"r"(own) : "memory");
+  }
+  __device__ void pass() const {
+    if (kGroups > 1) asm volatile("bar.arrive %0, 256;" ::"r"(next) : "memory");
+  }
+};
+
 // ---------------------------------------------------------------- clusters and overlapping launches
 __device__ inline unsigned cluster_rank() {
   unsigned rank;
