@@ -12,6 +12,7 @@
 #include "machine.h"
 #include "pipeline/measure.h"
 #include "plan_source.h"
+#include "progress.h"
 #include "report.h"
 #include "weights/geometry.h"
 
@@ -107,8 +108,16 @@ double sum_of(const std::vector<ScaleTiming>& scales, double ScaleTiming::*part)
   return sum;
 }
 
+/// Shows the bytes of loading; the bar is gone when they are all there.
+std::function<void(const Progress&)> load_bar(bool quiet) {
+  return [display = std::make_shared<ProgressDisplay>(quiet)](const Progress& progress) {
+    display->show(progress);
+    if (progress.bytes_done == progress.bytes_total) display->clear();
+  };
+}
+
 PipelineOptions pipeline_of(const Settings& settings, const Point& point) {
-  return {settings.model, point.precision, point.threads, settings.device};
+  return {settings.model, point.precision, point.threads, settings.device, load_bar(settings.grid.quiet)};
 }
 
 std::string command_of(const Settings& settings, const Point& point) {
@@ -131,6 +140,7 @@ MeasureOptions measure_options(const Settings& settings, const Point& point) {
   options.repeat = settings.grid.repeat;
   options.text_tokens = settings.text_tokens;
   if (!settings.grid.quiet) options.on_progress = [](const std::string& what) { fmt::print(stderr, "{}\n", what); };
+  options.on_load = load_bar(settings.grid.quiet);
   return options;
 }
 

@@ -10,7 +10,7 @@
 #include "sparvar/pipeline.h"
 #include "support.h"
 #include "weights/safetensors.h"
-#include "weights/temp_folder.h"
+#include "temp_folder.h"
 
 namespace sparvar {
 namespace {
