@@ -224,6 +224,7 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   inputs.cancel = options.cancel;
   inputs.on_lists = options.on_lists;
 
+  const int recorded = impl_->device.backend->recordings();
   GenerateResult result;
   result.schedule = job.schedule;
   result.uncond_until = job.uncond_until;
@@ -254,6 +255,7 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
     impl_->draw(options, job, texts, first, std::min(job.batch, job.pictures - first), inputs, result);
     report(Progress::Stage::decode, {}, result.decode_seconds - before);
   }
+  result.recordings = impl_->device.backend->recordings() - recorded;
   result.total_seconds = seconds_since(start);
   return result;
 }

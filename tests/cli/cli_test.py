@@ -288,6 +288,16 @@ class BadInput(CliTest):
             with self.subTest(arguments):
                 self.assert_refused(run("generate", *arguments, "--quiet", cwd=self.out), 1, *words)
 
+    def test_no_gpu(self):
+        """Where no GPU can be seen, or the build has none: one line, before anything else."""
+        for command in [["generate", "red"], ["info"], ["compare", "red"], ["reconstruct", MODEL.parent.parent / "docs" / "face.png"], ["bench", "model"],
+                        ["bench", "model", "--geometry", "infinity-2b", "--random-weights"]]:
+            with self.subTest(command):
+                for device in ("cuda", "cuda:3"):
+                    result = run(*command, "--device", device, cwd=self.out, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+                    self.assert_refused(result, 1, f"device {device}: ", "; --device cpu does without")
+                self.assert_refused(run(*command, "--device", "gpu", cwd=self.out), 2, "there is no device 'gpu'")
+
     def test_broken_models(self):
         config = json.loads((MODEL / "config.json").read_text())
         weights = (MODEL / "transformer.safetensors").read_bytes()
