@@ -77,7 +77,10 @@ void info(const Settings& settings) {
   if (!settings.plan_out.empty()) throw Error(ErrorKind::usage, "--plan-out writes the plan of a picture: name one");
   ProgressDisplay display(settings.quiet);
   PipelineOptions options = settings.pipeline;
-  options.on_progress = [&display](const Progress& progress) { display.show(progress); };
+  options.on_progress = [&display](const Progress& progress) {
+    if (progress.bytes_done < progress.bytes_total)
+      display.show(progress);  // that it is loaded is not worth a line here
+  };
   const Pipeline pipeline = Pipeline::load(options);
   display.clear();
   const ModelInfo& model = pipeline.info();

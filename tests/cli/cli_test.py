@@ -290,7 +290,7 @@ class BadInput(CliTest):
 
     def test_no_gpu(self):
         """Where no GPU can be seen, or the build has none: one line, before anything else."""
-        for command in [["generate", "red"], ["info"], ["compare", "red"], ["reconstruct", MODEL.parent.parent / "docs" / "face.png"], ["bench", "model"],
+        for command in [["generate", "red"], ["info"], ["compare", "red"], ["reconstruct", MODEL.parent.parent / "docs" / "face.png", "-o", "a.png"], ["bench", "model"],
                         ["bench", "model", "--geometry", "infinity-2b", "--random-weights"]]:
             with self.subTest(command):
                 for device in ("cuda", "cuda:3"):

@@ -137,6 +137,7 @@ TEST(Device, TheTextEncoderIsRecordedOncePerLength) {
   T5Encoder encoder(config.text_encoder, file, *backend);
   const auto encoded = [&](int tokens) {
     std::vector<std::int32_t> ids;
+    ids.reserve(tokens);
     for (int i = 0; i < tokens; ++i) ids.push_back(3 + 7 * i % 90);
     return encoder.encode(ids);
   };
