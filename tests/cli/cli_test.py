@@ -152,6 +152,27 @@ class Pictures(CliTest):
         self.assertIn("64x64", text.stdout.decode())
 
 
+    def test_loading_is_shown_on_a_terminal(self):
+        def shown(*arguments):
+            ours, theirs = os.openpty()
+            with subprocess.Popen([PROGRAM, "info", *arguments], stdout=subprocess.DEVNULL, stderr=theirs) as process:
+                os.close(theirs)
+                text = b""
+                try:
+                    while more := os.read(ours, 65536):
+                        text += more
+                except OSError:  # the program has gone
+                    pass
+            os.close(ours)
+            self.assertEqual(process.returncode, 0)
+            return text
+
+        bar = shown("--model", MODEL)
+        self.assertIn(b"] loading, ", bar)
+        self.assertIn(b" of 31 MB", bar)
+        self.assertTrue(bar.endswith(b"\r\x1b[K"), "the bar is taken away")
+        self.assertEqual(shown("--model", MODEL, "--quiet"), b"")
+
     def test_every_format_says_how_it_is_drawn_again(self):
         """The command that `info` prints draws the same pixels; the number of the picture is part of it."""
         for extension in ("png", "jpg", "webp"):

@@ -130,6 +130,7 @@ TEST_F(BatchBits, ABatchDrawsTheBitsOfEachPicture) {
     std::vector<Tensor> forced;
     for (int k = 0; k < kScales; ++k) {
       std::vector<Tensor> parts;
+      parts.reserve(batch);
       for (int i = 0; i < batch; ++i) parts.push_back(alone[i].bits[k]);
       forced.push_back(joined(parts));
     }
