@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -14,6 +13,7 @@
 
 #include "attention/csla.h"
 #include "backend/backend.h"
+#include "core/clock.h"
 #include "core/resolutions.h"
 
 namespace {
@@ -60,9 +60,9 @@ double median_seconds(int repeat, const std::function<void()>& work) {
   work();
   std::vector<double> seconds;
   for (int r = 0; r < repeat; ++r) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = sparvar::Clock::now();
     work();
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    seconds.push_back(sparvar::seconds_since(start));
   }
   std::nth_element(seconds.begin(), seconds.begin() + repeat / 2, seconds.end());
   return seconds[repeat / 2];

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the GPU part of docs/benchmarks.md, on a machine with a GPU and PyTorch; builds nothing.
-#   bench/gpu.sh > docs/benchmarks-gpu.md
 # PROGRAM, KERNELS: sparvar and gpu_kernels of a build with -DSPARVAR_CUDA=ON; MODEL: the bundled model; OUT: a folder for
-# the measurements; PYTHON: one with PyTorch; COMMIT: where git is not there; REPEAT: runs of which the median counts.
+# the measurements; PYTHON: one with PyTorch; COMMIT: where git is not there; REPEAT: runs of which the median counts;
+# DOCUMENT: where the tables go; -: standard output.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 PROGRAM=${PROGRAM:-$root/build/cuda/apps/cli/sparvar}
@@ -11,6 +11,7 @@ MODEL=${MODEL:-$root/models/emoji-v0}
 OUT=${OUT:-$root/build/bench-gpu}
 PYTHON=${PYTHON:-python3}
 REPEAT=${REPEAT:-5}
+DOCUMENT=${DOCUMENT:-$root/docs/benchmarks.md}
 mkdir -p "$OUT"
 
 measure() {  # file, geometry, further arguments
@@ -19,12 +20,11 @@ measure() {  # file, geometry, further arguments
   "$PROGRAM" bench model --geometry "$geometry" --random-weights --device cuda --quiet --json -r "$REPEAT" "$@" >"$OUT/$file.json"
 }
 
-for size in 8b 2b; do  # peer and engine one after the other, on the same warm card
+for size in 8b 2b 125m; do  # peer and engine one after the other, on the same warm card
   "$PYTHON" "$root/bench/peer_pytorch_gpu.py" --geometry "infinity-$size" --repeat "$REPEAT" >"$OUT/peer-$size.json"
   measure "$size" "infinity-$size"
   measure "$size-csla" "infinity-$size" --attention csla
 done
-measure 125m infinity-125m
 measure emoji "$MODEL/config.json"
 for batch in 1 2 4 8; do measure "2b-batch-$batch" infinity-2b --batch "$batch"; done
 
@@ -36,4 +36,4 @@ for _ in $(seq 0 "$REPEAT"); do
   echo $(($(date +%s%N) - start))
 done >"$OUT/start-nanoseconds.txt"
 "$KERNELS" >"$OUT/kernels.json"
-"$PYTHON" "$root/bench/gpu_tables.py" "$OUT"
+"$PYTHON" "$root/bench/gpu_tables.py" "$OUT" "$DOCUMENT"

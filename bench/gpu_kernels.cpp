@@ -59,6 +59,7 @@ double seconds_of(cudaStream_t stream, const std::function<void()>& call, int re
   (void)sample(2);
   const int calls = std::clamp(static_cast<int>(5e-3 / sample(2)), 1, 200);
   std::vector<double> samples;
+  samples.reserve(repeat);
   for (int i = 0; i < repeat; ++i) samples.push_back(sample(calls));
   std::sort(samples.begin(), samples.end());
   (void)cudaEventDestroy(start);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Markdown tables of what bench/gpu.sh measured: gpu_tables.py FOLDER."""
+"""Puts the tables of what bench/gpu.sh measured into its part of docs/benchmarks.md: gpu_tables.py FOLDER DOCUMENT."""
 import json
 import os
 import statistics
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tables import header, load, row
+from tables import header, load, put_part, row
 
 
 def commit():
@@ -83,15 +83,20 @@ def kernels(folder):
         row(r["norm"].split()[0], f"{r['own_us']:.1f}", f"{r['own_gb_s']:.0f}")
 
 
-def main():
-    folder = Path(sys.argv[1])
+def tables(folder):
     own, peer = load(folder, "8b"), load(folder, "peer-8b")
-    print("# Benchmarks on a GPU\n")
+    print("## On a GPU\n")
     print(f"Made by `bench/gpu.sh` on {time.strftime('%Y-%m-%d')}: {own['backend']}; commit {commit()}; PyTorch {peer['torch']} on the same card, in the same run.")
     print(f"Medians of {own['repeat']} pictures after one that records programs and chooses algorithms (the first picture of Infinity-8B takes {own['first_seconds']:.1f} s).")
     print("PyTorch's model is `bench/peer_pytorch_gpu.py`: eager, autocast, as upstream runs it.")
     for part in (pictures, small, batches, kernels):
         part(folder)
+    print()
+
+
+def main():
+    folder, document = sys.argv[1:]
+    put_part(document, "bench/gpu.sh", lambda: tables(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ int run(const Options& o) {
       AttentionPlan::preset(o.attention, pipeline.info().layers, static_cast<int>(pipeline.info().schedule.size()));
   const GenerateResult cold = pipeline.generate(generate);
   std::vector<GenerateResult> warm;
+  warm.reserve(o.repeat);
   for (int r = 0; r < o.repeat; ++r) warm.push_back(pipeline.generate(generate));
   std::sort(warm.begin(), warm.end(), [](const auto& a, const auto& b) { return a.total_seconds < b.total_seconds; });
   rusage usage{};

@@ -53,6 +53,7 @@ void count_pairs(const GenerateResult& result, Row& row) {
 int run(const std::vector<std::string>& plans, int prompts, const PipelineOptions& options, bool json) {
   Pipeline pipeline = Pipeline::load(options);
   std::vector<Row> rows;
+  rows.reserve(plans.size());
   for (const std::string& plan : plans) rows.push_back({plan});
   for (int p = 0; p < prompts; ++p) {
     GenerateOptions generate;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes docs/benchmarks.md: this engine and PyTorch in the same run on this machine. Takes about 10 minutes.
+# Makes the CPU part of docs/benchmarks.md: this engine and PyTorch in the same run on this machine. Takes about 10 minutes.
 #   PYTHON=python3 THREADS=2 REPEAT=5 bench/run.sh
 # PYTHON must have torch, safetensors and sentencepiece (bench/peer_pytorch.py says which).
 set -euo pipefail
@@ -31,5 +31,5 @@ done
 
 echo "quality" >&2
 "$bin/quality_bench" --threads "$threads" --prompts "${PROMPTS:-12}" --json >"$results/quality.json"
-"$python" bench/tables.py "$results" >docs/benchmarks.md
+"$python" bench/tables.py "$results" docs/benchmarks.md
 echo "docs/benchmarks.md" >&2

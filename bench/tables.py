@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Turns the JSON files of bench/run.sh into docs/benchmarks.md (on standard output)."""
+"""Puts the tables of what bench/run.sh measured into its part of docs/benchmarks.md: tables.py FOLDER DOCUMENT."""
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +11,24 @@ from pathlib import Path
 
 def load(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
+
+
+def put_part(document, name, printed):
+    """Replaces what stands between the marks of part `name` of a document by what `printed` prints; `-`: prints it."""
+    if document == "-":
+        return printed()
+    path = Path(document)
+    text = path.read_text()
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        sys.exit(f"{document}: has no part {begin.strip()} ... {end}")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        printed()
+    whole = text[:text.index(begin)] + begin + out.getvalue() + text[text.index(end):]
+    aside = path.with_suffix(".new")  # never half a document
+    aside.write_text(whole)
+    aside.replace(path)
 
 
 def cpu_name():
@@ -73,18 +93,22 @@ def quality_table(folder):
         row(r["plan"], f"{100 * r['share']:.1f} %", f"{r['psnr']:.1f}", f"{r['worst_psnr']:.1f}", f"{r['ssim']:.3f}", f"{r['seconds']:.2f}")
 
 
-def main():
-    folder = Path(sys.argv[1])
+def tables(folder):
     own = load(folder, "model-bf16-dense")
     peer = load(folder, "model-bf16-peer")
-    print("# Benchmarks\n")
+    print("## On the CPU\n")
     print(f"Made by `bench/run.sh` on {time.strftime('%Y-%m-%d')}: {cpu_name()}, {own['backend']}; commit {commit()}; PyTorch {peer['torch']} on the same threads, in the same run.")
     print(f"Every figure is the median of {own['repeat']} runs after a warm-up; cold is the first picture of a process, primitives and pages included.")
     print("PyTorch's model is `bench/peer_pytorch.py`: eager, bf16 by autocast. Column \"pairs computed\": query-key pairs over all pairs.")
-    print("The GPU has [tables of its own](benchmarks-gpu.md).")
     attention_tables(folder)
     model_tables(folder)
     quality_table(folder)
+    print()
+
+
+def main():
+    folder, document = sys.argv[1:]
+    put_part(document, "bench/run.sh", lambda: tables(Path(folder)))
 
 
 if __name__ == "__main__":

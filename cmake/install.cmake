@@ -20,10 +20,13 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/sparvarConfig.cmake ${CMAKE_CURRENT_BI
   cmake/dnnl.cmake DESTINATION ${SPARVAR_INSTALL_CMAKEDIR})
 
 # With a static library, the user of pkg-config links what it needs too.
-set(SPARVAR_PC_REQUIRES "fmt libpng libjpeg libwebp libwebpmux sentencepiece")
+set(SPARVAR_PC_REQUIRES "fmt zlib libpng libjpeg libwebp libwebpmux sentencepiece")
 if(SPARVAR_STATIC)
   set(SPARVAR_PC_PRIVATE "")
   set(SPARVAR_PC_LIBS " -ldnnl -fopenmp -pthread")
+  if(SPARVAR_CUDA)
+    string(APPEND SPARVAR_PC_LIBS " ${CUDA_cudart_static_LIBRARY} -lrt -ldl")
+  endif()
 else()
   set(SPARVAR_PC_PRIVATE ".private")
   set(SPARVAR_PC_LIBS "")

@@ -9,9 +9,12 @@
 #include "bench_grid.h"
 #include "commands.h"
 #include "console.h"
+#include "device_flag.h"
 #include "machine.h"
+#include "pipeline/device.h"
 #include "pipeline/measure.h"
 #include "plan_source.h"
+#include "progress.h"
 #include "report.h"
 #include "weights/geometry.h"
 
@@ -107,8 +110,16 @@ double sum_of(const std::vector<ScaleTiming>& scales, double ScaleTiming::*part)
   return sum;
 }
 
+/// Shows the bytes of loading; the bar is gone when they are all there.
+std::function<void(const Progress&)> load_bar(bool quiet) {
+  return [display = std::make_shared<ProgressDisplay>(quiet)](const Progress& progress) {
+    display->show(progress);
+    if (progress.bytes_done == progress.bytes_total) display->clear();
+  };
+}
+
 PipelineOptions pipeline_of(const Settings& settings, const Point& point) {
-  return {settings.model, point.precision, point.threads, settings.device};
+  return {settings.model, point.precision, point.threads, settings.device, load_bar(settings.grid.quiet)};
 }
 
 std::string command_of(const Settings& settings, const Point& point) {
@@ -131,6 +142,7 @@ MeasureOptions measure_options(const Settings& settings, const Point& point) {
   options.repeat = settings.grid.repeat;
   options.text_tokens = settings.text_tokens;
   if (!settings.grid.quiet) options.on_progress = [](const std::string& what) { fmt::print(stderr, "{}\n", what); };
+  options.on_load = load_bar(settings.grid.quiet);
   return options;
 }
 
@@ -211,6 +223,7 @@ void bench(const Settings& settings) {
   if (!settings.geometry.empty() && !settings.model.empty())
     throw Error(ErrorKind::usage, "bench model: --geometry and --model exclude each other");
   const std::vector<Point> points = points_of(settings);
+  (void)open_device(pipeline_of(settings, points.front()), true);  // a device that is not there is all there is to say
   const TableFormat format = settings.grid.format;
   // One geometry alone is reported scale by scale.
   if (!settings.geometry.empty() && points.size() == 1 &&
@@ -239,10 +252,7 @@ void add_bench_model(CLI::App& group, Action& chosen) {
                    "Instead of a model: infinity-8b, infinity-2b, infinity-125m or FILE.json")
       ->type_name("NAME");
   command->add_flag("--random-weights", settings->random_weights, "Random numbers instead of a model's files");
-  command
-      ->add_option("--device", settings->device,
-                   "auto, cpu, cuda or cuda:N; auto: a GPU where there is one (auto)")
-      ->type_name("NAME");
+  command->add_option("--device", settings->device, kDeviceHelp)->type_name("NAME");
   add_integers(*command, "--batch", settings->batches, {1, 64}, "Pictures at once, one number or a list (1)");
   add_number(*command, "--text-tokens", settings->text_tokens, Range<int>{1, 512}, "Of each prompt of a geometry (40)");
   command->add_option("--prompt", settings->prompt, "What a model draws (grinning face, noto style)")

@@ -14,8 +14,7 @@ Precision parse_precision(const std::string& name) {
 }  // namespace
 
 void add_device(CLI::App& command, PipelineOptions& options) {
-  command.add_option("--device", options.device, "auto, cpu, cuda or cuda:N; auto: a GPU where there is one (auto)")
-      ->type_name("NAME");
+  command.add_option("--device", options.device, kDeviceHelp)->type_name("NAME");
 }
 
 void add_precision(CLI::App& command, PipelineOptions& options) {

@@ -7,6 +7,9 @@
 
 namespace sparvar::cli {
 
+constexpr const char* kDeviceHelp =
+    "auto, cpu, cuda or cuda:N: an NVIDIA GPU (Ampere or newer), where the program was built with -DSPARVAR_CUDA=ON; "
+    "auto: a GPU where there is one and it runs the plan (auto)";
 void add_device(CLI::App& command, PipelineOptions& options);
 void add_precision(CLI::App& command, PipelineOptions& options);
 

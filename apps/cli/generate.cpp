@@ -1,6 +1,5 @@
 // sparvar generate: prompts in, picture files out.
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -8,6 +7,7 @@
 
 #include "commands.h"
 #include "console.h"
+#include "core/clock.h"
 #include "device_flag.h"
 #include "flags.h"
 #include "image/contact_sheet.h"
@@ -42,10 +42,6 @@ struct Settings {
   bool json = false;
   bool quiet = false;
 };
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 void declare_sampling(CLI::App& command, GenerateOptions& options) {
   add_number(command, "-n", options.pictures_per_prompt, Range<int>{1, most_pictures}, "Pictures for each prompt (1)");
@@ -235,7 +231,7 @@ void generate(Settings& settings) {
   ProgressDisplay display(settings.quiet);
   settings.pipeline.on_progress =
       options.on_progress = [&display](const Progress& progress) { display.show(progress); };
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   Pipeline pipeline = Pipeline::load(settings.pipeline);
   const double load_seconds = seconds_since(start);
   stop_if_interrupted();

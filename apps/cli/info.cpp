@@ -9,6 +9,7 @@
 #include "image/atomic_file.h"
 #include "machine.h"
 #include "picture_info.h"
+#include "progress.h"
 #include "report.h"
 
 namespace sparvar::cli {
@@ -19,6 +20,7 @@ struct Settings {
   std::string picture;
   std::string plan_out;
   bool json = false;
+  bool quiet = false;
 };
 
 std::string numbers(const std::vector<float>& values) { return fmt::format("{}", fmt::join(values, ",")); }
@@ -73,7 +75,14 @@ void about_picture(const Settings& settings) {
 void info(const Settings& settings) {
   if (!settings.picture.empty()) return about_picture(settings);
   if (!settings.plan_out.empty()) throw Error(ErrorKind::usage, "--plan-out writes the plan of a picture: name one");
-  const Pipeline pipeline = Pipeline::load(settings.pipeline);
+  ProgressDisplay display(settings.quiet);
+  PipelineOptions options = settings.pipeline;
+  options.on_progress = [&display](const Progress& progress) {
+    if (progress.bytes_done < progress.bytes_total)
+      display.show(progress);  // that it is loaded is not worth a line here
+  };
+  const Pipeline pipeline = Pipeline::load(options);
+  display.clear();
   const ModelInfo& model = pipeline.info();
   if (settings.json) {
     print(
@@ -98,6 +107,7 @@ void add_info(CLI::App& program, Action& chosen) {
   add_device(*command, settings->pipeline);
   add_precision(*command, settings->pipeline);
   command->add_flag("--json", settings->json, "One JSON object on standard output");
+  command->add_flag("--quiet", settings->quiet, "No progress");
   command->callback([settings, &chosen] { chosen = [settings] { info(*settings); }; });
 }
 

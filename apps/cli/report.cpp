@@ -90,6 +90,7 @@ Json timing_json(const Run& run) {
           {"preview_seconds", run.result.preview_seconds},
           {"batches", run.result.batches},
           {"cold_batches", run.result.cold_batches},
+          {"recordings", run.result.recordings},
           {"total_seconds", run.result.total_seconds},
           {"pictures_per_second", ratio(static_cast<double>(run.result.pictures.size()), run.result.total_seconds)}};
 }

@@ -119,6 +119,7 @@ struct GenerateResult {
   int batches = 0;
   /// Batches of a shape this pipeline had not drawn before: weights are packed and algorithms chosen in them.
   int cold_batches = 0;
+  int recordings = 0;          // programs a GPU recorded in this run: none where it knows the shapes and text lengths
   int uncond_until = 0;        // scales that ran with an unconditional half
   std::string attention_path;  // which attention ran where, and why, in one line
 };

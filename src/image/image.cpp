@@ -1,19 +1,15 @@
 // Picture files of every format: which one it is, and what they have in common.
 #include "sparvar/image.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <array>
 #include <cctype>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <optional>
-#include <system_error>
 
+#include "core/open_file.h"
 #include "image/atomic_file.h"
 #include "image/codecs.h"
 #include "image/metadata_text.h"
@@ -22,36 +18,13 @@
 namespace sparvar {
 namespace {
 
-constexpr std::int64_t kLargestFile = std::int64_t{1} << 30;
+constexpr std::uint64_t kLargestFile = std::uint64_t{1} << 30;
 
-std::string text_of(int error) { return std::generic_category().message(error); }
-
-/// The whole of a plain file: folders and pipes are refused.
 Bytes read_file(const std::string& path) {
-  // Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) fail_reading(path, text_of(errno));
-  struct Closer {
-    int fd;
-    ~Closer() { ::close(fd); }
-  } const closer{fd};
-  struct stat status {};
-  if (::fstat(fd, &status) != 0) fail_reading(path, text_of(errno));
-  if (S_ISDIR(status.st_mode)) fail_reading(path, text_of(EISDIR));
-  if (!S_ISREG(status.st_mode)) fail_reading(path, "it is not a file");
-  if (status.st_size > kLargestFile)
-    fail_reading(path, fmt::format("{} bytes, pictures of at most {} are read", status.st_size, kLargestFile));
-  Bytes bytes(static_cast<std::size_t>(status.st_size));
-  std::size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t got = ::read(fd, bytes.data() + done, bytes.size() - done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw Error(ErrorKind::system, fmt::format("cannot read {}: {}", path, text_of(errno)));
-    if (got == 0) break;  // it shrank meanwhile
-    done += static_cast<std::size_t>(got);
-  }
-  bytes.resize(done);
-  return bytes;
+  const OpenFile file(path);
+  if (file.size() > kLargestFile)
+    fail_reading(path, fmt::format("{} bytes, pictures of at most {} are read", file.size(), kLargestFile));
+  return file.read<Bytes>();
 }
 
 bool begins_with(ByteView file, std::string_view signature, std::size_t at = 0) {

@@ -1,6 +1,7 @@
 #include "models/random_weights.h"
 
 #include <cmath>
+#include <utility>
 
 #include "bits/sampling.h"
 
@@ -18,7 +19,8 @@ std::int64_t count_of(const Shape& shape) {
 
 }  // namespace
 
-RandomWeights::RandomWeights(const ModelConfig& config, Backend& backend) : backend_(backend) {
+RandomWeights::RandomWeights(const ModelConfig& config, Backend& backend, std::function<void(std::int64_t)> made)
+    : backend_(backend), made_(std::move(made)) {
   const InfinityConfig& t = config.transformer;
   fixed_["cfg_uncond"] = on_host({t.text_maxlen, t.text_channels}, 1.0F);
   fixed_["lvl_embed.weight"] = on_host({kLevels, t.embed_dim}, 0.02F);
@@ -30,6 +32,11 @@ bool RandomWeights::has(const std::string& name) const {
 
 const Tensor& RandomWeights::get(const std::string& name) const { return fixed_.at(name); }
 
+void RandomWeights::count(std::int64_t elements, DType type) const {
+  parameters_ += elements;
+  if (made_) made_(elements * static_cast<std::int64_t>(size_of(type)));
+}
+
 /// Values of a hash, uniform: good enough, and quick on any host.
 Tensor RandomWeights::on_host(const Shape& shape, float deviation) const {
   Tensor out = Tensor::empty(DType::f32, shape);
@@ -40,13 +47,13 @@ Tensor RandomWeights::on_host(const Shape& shape, float deviation) const {
     x = (x ^ (x >> 32)) * 0xD6E8FEB86659FD93ULL;
     out.data<float>()[i] = (static_cast<float>(x >> 40) * 0x1p-24F - 0.5F) * width;
   }
-  parameters_ += out.size();
+  count(out.size(), DType::f32);
   return out;
 }
 
 Tensor RandomWeights::get(const std::string& name, const Shape& shape) const {
   if (shape.size() == 2 && count_of(shape) > kLargest) {
-    parameters_ += count_of(shape);
+    count(count_of(shape), backend_.compute_type());
     return backend_.random(backend_.compute_type(), shape, ++seed_, 1.0F / std::sqrt(static_cast<float>(shape[1])));
   }
   return f32(name, shape);

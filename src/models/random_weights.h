@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 
@@ -14,7 +15,8 @@ namespace sparvar {
 
 class RandomWeights final : public Weights {
  public:
-  RandomWeights(const ModelConfig& config, Backend& backend);
+  /// `made`, where given, gets the bytes of every tensor.
+  RandomWeights(const ModelConfig& config, Backend& backend, std::function<void(std::int64_t)> made = {});
   /// Optional tensors of released models are not there (ca_gamma, the picture encoder).
   bool has(const std::string& name) const override;
   const Tensor& get(const std::string& name) const override;
@@ -26,8 +28,10 @@ class RandomWeights final : public Weights {
 
  private:
   Tensor on_host(const Shape& shape, float deviation) const;
+  void count(std::int64_t elements, DType type) const;
 
   Backend& backend_;
+  std::function<void(std::int64_t)> made_;
   std::string path_ = "random weights";
   std::map<std::string, Tensor> fixed_;
   mutable std::int64_t parameters_ = 0;

@@ -32,7 +32,8 @@ Device open_device(const PipelineOptions& options, bool planning) {
     device.backend = make_cuda_backend({.compute = compute, .device = index, .planning = planning, .hopper = true}, device.why_no_gpu);
     device.gpu = device.backend != nullptr;
     if (!device.gpu && options.device != "auto")
-      throw Error(ErrorKind::system, fmt::format("device {}: {}", options.device, device.why_no_gpu));
+      throw Error(ErrorKind::system,
+                  fmt::format("device {}: {}; --device cpu does without", options.device, device.why_no_gpu));
   }
   if (!device.gpu) device.backend = make_cpu_backend({.compute = compute, .threads = options.threads});
   return device;

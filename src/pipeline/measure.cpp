@@ -3,20 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 
+#include "core/clock.h"
 #include "models/random_weights.h"
 #include "pipeline/device.h"
+#include "pipeline/load_report.h"
 #include "pipeline/median.h"
 #include "pipeline/session.h"
 #include "weights/geometry.h"
 
 namespace sparvar {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 struct Run {
   double text = 0, decode = 0, total = 0;
@@ -60,8 +57,8 @@ PackedText random_text(int count, int tokens, int channels) {
 }
 
 struct Model {
-  Model(const ModelConfig& config, Backend& backend)
-      : weights(config, backend),
+  Model(const ModelConfig& config, Backend& backend, std::function<void(std::int64_t)> made = {})
+      : weights(config, backend, std::move(made)),
         transformer(config.transformer, weights, backend),
         vae(config.vae, weights, backend) {}
   RandomWeights weights;
@@ -110,7 +107,9 @@ Measurement measure_model(const MeasureOptions& options) {
   const Device device = open_device(options.pipeline);
   Backend& backend = *device.backend;
   tell("weights");
-  Model model(config, backend);
+  LoadReport report(result.memory.weights > 0 ? options.on_load : nullptr, result.memory.weights);
+  Model model(config, backend, [&report](std::int64_t bytes) { report.add(bytes); });
+  report.finish();
   result.parameters = model.weights.parameters();
   tell("first picture");
   const PackedText text = random_text(options.batch, options.text_tokens, config.transformer.text_channels);

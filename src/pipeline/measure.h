@@ -18,6 +18,7 @@ struct MeasureOptions {
   int repeat = 5;
   int text_tokens = 40;  // of each prompt
   std::function<void(const std::string& what)> on_progress;
+  std::function<void(const Progress&)> on_load;  // the weights, where their bytes are planned: on a GPU
 };
 
 /// Medians of warm runs, in seconds.

@@ -1,7 +1,7 @@
 // Times of whole pictures of a loaded model, and of attention alone.
 #include <algorithm>
-#include <chrono>
 
+#include "core/clock.h"
 #include "models/attention_runner.h"
 #include "pipeline/measure.h"
 #include "pipeline/median.h"
@@ -60,9 +60,9 @@ AttentionTime measure_attention(Backend& backend, const AttentionCase& of, int r
   std::vector<double> seconds;
   for (int r = 0; r <= repeat; ++r) {  // the first is a warm-up
     runner.start(of.scale);
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     runner.run(0, of.scale, args);
-    if (r > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    if (r > 0) seconds.push_back(seconds_since(start));
   }
   time.seconds = median(seconds);
   time.share = runner.share_of_pairs(of.scale);

@@ -3,14 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 
 #include "backend/backend.h"
+#include "core/clock.h"
 #include "core/memory_pool.h"
 #include "pipeline/counted_weights.h"
 #include "pipeline/device.h"
 #include "pipeline/job.h"
+#include "pipeline/load_report.h"
 #include "pipeline/model_files.h"
 #include "pipeline/session.h"
 #include "text/t5_encoder.h"
@@ -19,10 +20,6 @@
 
 namespace sparvar {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 Tokenizer load_tokenizer(const std::string& dir, const T5Config& config) {
   const std::string path = dir + "/spiece.model";
@@ -34,37 +31,6 @@ Tokenizer load_tokenizer(const std::string& dir, const T5Config& config) {
   if (plain.vocabulary() + kExtraIds <= config.vocab_size) return {path, kExtraIds};
   return plain;
 }
-
-/// Passes on what loading has read, at most a hundred times.
-class LoadReport {
- public:
-  LoadReport(std::function<void(const Progress&)> on_progress, std::int64_t total)
-      : on_progress_(std::move(on_progress)), total_(total) {}
-  void add(std::int64_t bytes) {
-    done_ = std::min(done_ + bytes, total_);
-    if (done_ - told_ >= std::max<std::int64_t>(total_ / 100, 1)) tell();
-  }
-  void finish() {
-    done_ = total_;
-    tell();
-  }
-
- private:
-  void tell() {
-    told_ = done_;
-    if (!on_progress_) return;
-    Progress progress{.stage = Progress::Stage::load};
-    progress.seconds = seconds_since(start_);
-    progress.bytes_done = done_;
-    progress.bytes_total = total_;
-    on_progress_(progress);
-  }
-
-  std::function<void(const Progress&)> on_progress_;
-  std::int64_t total_;
-  std::int64_t done_ = 0, told_ = 0;
-  Clock::time_point start_ = Clock::now();
-};
 
 /// The networks, on one device.
 struct Networks {
@@ -252,6 +218,7 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   inputs.cancel = options.cancel;
   inputs.on_lists = options.on_lists;
 
+  const int recorded = impl_->device.backend->recordings();
   GenerateResult result;
   result.schedule = job.schedule;
   result.uncond_until = job.uncond_until;
@@ -282,6 +249,7 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
     impl_->draw(options, job, texts, first, std::min(job.batch, job.pictures - first), inputs, result);
     report(Progress::Stage::decode, {}, result.decode_seconds - before);
   }
+  result.recordings = impl_->device.backend->recordings() - recorded;
   result.total_seconds = seconds_since(start);
   return result;
 }

@@ -2,19 +2,15 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
-
+#include "core/clock.h"
 #include "sparvar/error.h"
 
 namespace sparvar {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 double lap(Clock::time_point& start) {
-  const Clock::time_point now = Clock::now();
-  const double seconds = std::chrono::duration<double>(now - start).count();
-  start = now;
+  const double seconds = seconds_since(start);
+  start = Clock::now();
   return seconds;
 }
 

@@ -6,10 +6,11 @@
 #include <cmath>
 #include <filesystem>
 
+#include "core/open_file.h"
 #include "core/resolutions.h"
 #include "sparvar/error.h"
 #include "weights/fields.h"
-#include "weights/file.h"
+#include "weights/strict_json.h"
 
 namespace sparvar {
 namespace {

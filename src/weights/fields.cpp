@@ -7,7 +7,7 @@
 
 #include "core/nearest_name.h"
 #include "sparvar/error.h"
-#include "weights/file.h"
+#include "weights/strict_json.h"
 
 namespace sparvar {
 std::optional<int> as_integer(const nlohmann::json& value, int low, int high) {

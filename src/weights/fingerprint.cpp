@@ -9,8 +9,8 @@
 #include <span>
 #include <vector>
 
+#include "core/open_file.h"
 #include "sparvar/error.h"
-#include "weights/file.h"
 
 namespace sparvar {
 namespace {

@@ -3,8 +3,8 @@
 #include "weights/npz.h"
 
 #include <fmt/format.h>
+#include <zlib.h>
 
-#include <array>
 #include <limits>
 
 #include "sparvar/error.h"
@@ -19,20 +19,6 @@ void put(Bytes& to, std::uint64_t value, int bytes) {
 }
 
 void put(Bytes& to, const std::string& text) { to.insert(to.end(), text.begin(), text.end()); }
-
-std::uint32_t crc32(const Bytes& bytes) {
-  static const std::array<std::uint32_t, 256> table = [] {
-    std::array<std::uint32_t, 256> t{};
-    for (std::uint32_t i = 0; i < 256; ++i) {
-      t[i] = i;
-      for (int bit = 0; bit < 8; ++bit) t[i] = t[i] >> 1 ^ ((t[i] & 1) != 0 ? 0xEDB88320U : 0U);
-    }
-    return t;
-  }();
-  std::uint32_t crc = 0xFFFFFFFFU;
-  for (const std::uint8_t byte : bytes) crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8;
-  return ~crc;
-}
 
 const char* numpy_type(DType dtype) {
   switch (dtype) {
@@ -99,9 +85,9 @@ std::vector<std::uint8_t> npz_bytes(const std::vector<std::pair<std::string, Ten
   for (const auto& [name, tensor] : arrays) {
     const std::string file = name + ".npy";
     const Bytes content = npy(tensor);
-    const std::uint32_t crc = crc32(content);
     if (zip.size() + content.size() > std::numeric_limits<std::uint32_t>::max() - (1U << 20))
       throw Error(ErrorKind::usage, "these arrays are larger than the 4 GiB that an .npz file can hold");
+    const auto crc = static_cast<std::uint32_t>(crc32(0, content.data(), static_cast<uInt>(content.size())));
     put(directory, 0x02014B50, 4);
     put(directory, 20, 2);  // version made by
     put_entry(directory, crc, content.size(), file.size());

@@ -9,8 +9,9 @@
 #include <limits>
 #include <optional>
 
+#include "core/open_file.h"
 #include "sparvar/error.h"
-#include "weights/file.h"
+#include "weights/strict_json.h"
 
 namespace sparvar {
 namespace {

@@ -256,6 +256,7 @@ TEST(PreparedAttention, SeveralThreadsWithTheirOwnWorkspace) {
   Buffer k(Precision::f32, 1, 1, 139, 16, strides_of(c, 139, false), 2);
   std::vector<Buffer> outs(3, Buffer(Precision::f32, 1, 1, 77, 16, strides_of(c, 77, false), 3));
   std::vector<std::thread> threads;
+  threads.reserve(outs.size());
   for (Buffer& out : outs)
     threads.emplace_back([&] {
       std::vector<std::byte> workspace(attention.workspace_bytes() + 1);

@@ -152,6 +152,27 @@ class Pictures(CliTest):
         self.assertIn("64x64", text.stdout.decode())
 
 
+    def test_loading_is_shown_on_a_terminal(self):
+        def shown(*arguments):
+            ours, theirs = os.openpty()
+            with subprocess.Popen([PROGRAM, "info", *arguments], stdout=subprocess.DEVNULL, stderr=theirs) as process:
+                os.close(theirs)
+                text = b""
+                try:
+                    while more := os.read(ours, 65536):
+                        text += more
+                except OSError:  # the program has gone
+                    pass
+            os.close(ours)
+            self.assertEqual(process.returncode, 0)
+            return text
+
+        bar = shown("--model", MODEL)
+        self.assertIn(b"] loading, ", bar)
+        self.assertIn(b" of 31 MB", bar)
+        self.assertTrue(bar.endswith(b"\r\x1b[K"), "the bar is taken away")
+        self.assertEqual(shown("--model", MODEL, "--quiet"), b"")
+
     def test_every_format_says_how_it_is_drawn_again(self):
         """The command that `info` prints draws the same pixels; the number of the picture is part of it."""
         for extension in ("png", "jpg", "webp"):
@@ -287,6 +308,16 @@ class BadInput(CliTest):
         ]:
             with self.subTest(arguments):
                 self.assert_refused(run("generate", *arguments, "--quiet", cwd=self.out), 1, *words)
+
+    def test_no_gpu(self):
+        """Where no GPU can be seen, or the build has none: one line, before anything else."""
+        for command in [["generate", "red"], ["info"], ["compare", "red"], ["reconstruct", MODEL.parent.parent / "docs" / "face.png", "-o", "a.png"], ["bench", "model"],
+                        ["bench", "model", "--geometry", "infinity-2b", "--random-weights"]]:
+            with self.subTest(command):
+                for device in ("cuda", "cuda:3"):
+                    result = run(*command, "--device", device, cwd=self.out, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+                    self.assert_refused(result, 1, f"device {device}: ", "; --device cpu does without")
+                self.assert_refused(run(*command, "--device", "gpu", cwd=self.out), 2, "there is no device 'gpu'")
 
     def test_broken_models(self):
         config = json.loads((MODEL / "config.json").read_text())

@@ -7,9 +7,8 @@
 #include <map>
 
 #include "bits/codes.h"
-#include "conformance/report.h"
+#include "conformance/forced.h"
 #include "core/resolutions.h"
-#include "pipeline/walk.h"
 #include "sparvar/error.h"
 #include "visual/bsq_vae.h"
 
@@ -127,6 +126,12 @@ void run_infinity(const std::string& dir, const nlohmann::json& config, const Se
   options.tau = config.at("tau_list").get<std::vector<float>>();
   options.sampling.greedy = true;
   options.forced_bits = [&](int k) { return io.get(fmt::format("bits.s{}", k)); };
+  if (!settings.against.empty()) {
+    const auto other = settings.reference().backend(settings.reference().compute());
+    Infinity reference(read_transformer(config), weights, *other);
+    return compare_forced("bits", run_forced(model, *backend, text, options, settings),
+                          run_forced(reference, *other, text, options, settings), settings, report);
+  }
   Tensor logits;
   options.observe = [&](const std::string& name, const Tensor& value) {
     if (name.starts_with("logits_cfg")) logits = value.to(DType::f32);

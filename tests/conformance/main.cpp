@@ -1,4 +1,5 @@
 // conformance DIR...: runs golden fixtures through the engine and compares every tensor they hold.
+// conformance --device cuda --against cpu DIR...: the same prompts and bits on two devices, compared bit by bit.
 // The kind of a folder is recognised from its files. Exit code 0: all within tolerance.
 #include <fmt/format.h>
 
@@ -17,13 +18,15 @@ namespace {
 void run(const std::string& dir, const Settings& settings, Report& report) {
   const nlohmann::json config = read_json(dir + "/config.json");
   const std::string model = config.value("model", config.value("model_type", std::string()));
+  const bool bundled = !config.empty() && config.begin().value().is_object() && config.begin().value().contains("file");
+  if (!settings.against.empty() && model != "infinity" && !bundled)
+    throw Error(ErrorKind::usage, fmt::format("{}: --against is for infinity and the bundled model", dir));
   if (model == "infinity") return run_infinity(dir, config, settings, report);
   if (model == "bsq-vae") return run_vae(dir, config, settings, report);
   if (model == "t5") return run_t5(dir, config, settings, report);
   if (config.contains("decision_scale")) return run_cs4a(dir, config, report);
   if (config.contains("win_size") && config.contains("cases")) return run_csla(dir, config, report);
-  if (!config.empty() && config.begin().value().is_object() && config.begin().value().contains("file"))
-    return run_bundled(dir, config, settings, report);
+  if (bundled) return run_bundled(dir, config, settings, report);
   throw Error(
       ErrorKind::input,
       fmt::format(
@@ -31,26 +34,70 @@ void run(const std::string& dir, const Settings& settings, Report& report) {
           dir));
 }
 
-int main_checked(const std::vector<std::string>& arguments) {
+constexpr const char* kUsage =
+    "usage: conformance [--bf16] [--device NAME] [--model DIR] DIR...\n"
+    "       conformance [--bf16] [--device NAME] [--model DIR] --against NAME [--against-bf16] [--attention PLAN] "
+    "[--margin X] [--scales N] DIR...";
+
+double number(const std::string& option, const std::string& text) {
+  std::size_t read = 0;
+  double value = -1;
+  try {
+    value = std::stod(text, &read);
+  } catch (const std::exception&) {
+    read = 0;
+  }
+  if (read == 0 || read != text.size() || !(value >= 0))
+    throw Error(ErrorKind::usage, fmt::format("{}: expected a number of 0 or more, found '{}'", option, text));
+  return value;
+}
+
+struct Arguments {
   Settings settings;
   std::vector<std::string> folders;
-  for (std::size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i] == "--bf16")
+};
+
+Arguments read_arguments(const std::vector<std::string>& words) {
+  Arguments out;
+  Settings& settings = out.settings;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    const auto value = [&] {
+      if (i + 1 == words.size()) throw Error(ErrorKind::usage, fmt::format("{} wants a value; {}", word, kUsage));
+      return words[++i];
+    };
+    if (word == "--bf16")
       settings.bf16 = true;
-    else if (arguments[i] == "--device" && i + 1 < arguments.size())
-      settings.device = arguments[++i];
-    else if (arguments[i] == "--model" && i + 1 < arguments.size())
-      settings.model_dir = arguments[++i];
-    else if (!arguments[i].empty() && arguments[i][0] == '-')
-      throw Error(ErrorKind::usage,
-                  fmt::format("unknown option {}; usage: conformance [--bf16] [--device NAME] [--model DIR] DIR...",
-                              arguments[i]));
+    else if (word == "--against-bf16")
+      settings.against_bf16 = true;
+    else if (word == "--device")
+      settings.device = value();
+    else if (word == "--model")
+      settings.model_dir = value();
+    else if (word == "--against")
+      settings.against = value();
+    else if (word == "--attention")
+      settings.attention = value();
+    else if (word == "--margin")
+      settings.most_margin = number(word, value());
+    else if (word == "--scales")
+      settings.scales = static_cast<int>(number(word, value()));
+    else if (!word.empty() && word[0] == '-')
+      throw Error(ErrorKind::usage, fmt::format("unknown option {}; {}", word, kUsage));
     else
-      folders.push_back(arguments[i]);
+      out.folders.push_back(word);
   }
-  if (folders.empty())
-    throw Error(ErrorKind::usage, "usage: conformance [--bf16] [--device NAME] [--model DIR] DIR...");
+  if (out.folders.empty()) throw Error(ErrorKind::usage, kUsage);
+  if (settings.against.empty() &&
+      (settings.against_bf16 || settings.attention != "dense" || settings.most_margin || settings.scales > 0))
+    throw Error(ErrorKind::usage,
+                fmt::format("--against-bf16, --attention, --margin and --scales go with --against; {}", kUsage));
   if (settings.model_dir.empty()) settings.model_dir = bundled_model_dir();
+  return out;
+}
+
+int main_checked(const std::vector<std::string>& words) {
+  const auto [settings, folders] = read_arguments(words);
   int failed = 0;
   for (const std::string& folder : folders) {
     Report report(std::filesystem::path(folder).lexically_normal().filename().string());

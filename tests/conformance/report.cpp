@@ -52,6 +52,17 @@ void Report::line(const std::string& name, const std::string& text, bool good) {
   fmt::print("{:6} {:24} {:28} {}\n", good ? "ok" : "FAILED", folder_, name, text);
 }
 
+void Report::note(const std::string& name, const std::string& text) const {
+  fmt::print("{:6} {:24} {:28} {}\n", "", folder_, name, text);
+}
+
+Settings Settings::reference() const {
+  Settings other = *this;
+  other.device = against;
+  other.bf16 = against_bf16;
+  return other;
+}
+
 std::unique_ptr<Backend> Settings::backend(DType type) const {
   PipelineOptions options;
   options.precision = type == DType::bf16 ? Precision::bf16 : Precision::f32;

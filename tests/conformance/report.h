@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "backend/backend.h"
@@ -16,9 +17,17 @@ struct Settings {
   bool bf16 = false;      // compute type of the whole-model kinds
   std::string model_dir;  // of the bundled model
   std::string device = "cpu";
+  std::string against;                // a device: compares with it and not with the fixture's values
+  bool against_bf16 = false;          // its compute type
+  std::string attention = "dense";    // a preset or a JSON file, of `against`
+  std::optional<double> most_margin;  // of `against`; where not given, 1e-3 in f32 and none in bf16
+  int scales = 0;                     // of `against`: the first ones only; 0: all
 
   DType compute() const { return bf16 ? DType::bf16 : DType::f32; }
   std::unique_ptr<Backend> backend(DType type) const;
+  /// The same run on the device that is compared with.
+  Settings reference() const;
+  std::string side() const { return device + (bf16 ? " bf16" : " f32"); }
 };
 
 class Report {
@@ -30,6 +39,9 @@ class Report {
   /// Bits or ids that must be equal.
   void count(const std::string& name, std::int64_t differing, std::int64_t total, std::int64_t allowed = 0);
   void at_least(const std::string& name, double value, double bound);
+  void check(const std::string& name, const std::string& text, bool good) { line(name, text, good); }
+  /// A line that nothing is judged by.
+  void note(const std::string& name, const std::string& text) const;
   bool passed() const { return failures_ == 0 && checks_ > 0; }
   int checks() const { return checks_; }
   int failures() const { return failures_; }

@@ -10,12 +10,12 @@
 #include <fstream>
 
 #include "sparvar/error.h"
-#include "temporary_folder.h"
+#include "temp_folder.h"
 
 namespace sparvar {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TempFolder;
 using Names = std::vector<std::string>;
 
 const std::vector<std::uint8_t> kNew(100000, 'n');
@@ -42,43 +42,43 @@ std::string complaint(const std::string& path) {
 bool contains(const std::string& where, const std::string& what) { return where.find(what) != std::string::npos; }
 
 TEST(AtomicFile, WritesAndReplaces) {
-  const TemporaryFolder folder;
-  EXPECT_EQ(complaint(folder.file("a")), "");
-  EXPECT_EQ(text(folder.file("a")), std::string(kNew.begin(), kNew.end()));
-  write_old(folder.file("b"));
-  EXPECT_EQ(complaint(folder.file("b")), "");
-  EXPECT_EQ(text(folder.file("b")).size(), kNew.size());
-  EXPECT_EQ(complaint(folder.file(std::string(255, 'x'))), "");  // the longest name there is
+  const TempFolder folder;
+  EXPECT_EQ(complaint(folder.path("a")), "");
+  EXPECT_EQ(text(folder.path("a")), std::string(kNew.begin(), kNew.end()));
+  write_old(folder.path("b"));
+  EXPECT_EQ(complaint(folder.path("b")), "");
+  EXPECT_EQ(text(folder.path("b")).size(), kNew.size());
+  EXPECT_EQ(complaint(folder.path(std::string(255, 'x'))), "");  // the longest name there is
   EXPECT_EQ(folder.names(), (Names{"a", "b", std::string(255, 'x')}));
 }
 
 TEST(AtomicFile, HasTheRightsOfAnyNewFile) {
-  const TemporaryFolder folder;
-  write_old(folder.file("plain"));
-  EXPECT_EQ(complaint(folder.file("a")), "");
+  const TempFolder folder;
+  write_old(folder.path("plain"));
+  EXPECT_EQ(complaint(folder.path("a")), "");
   struct stat plain {};
   struct stat written {};
-  ASSERT_EQ(::stat(folder.file("plain").c_str(), &plain), 0);
-  ASSERT_EQ(::stat(folder.file("a").c_str(), &written), 0);
+  ASSERT_EQ(::stat(folder.path("plain").c_str(), &plain), 0);
+  ASSERT_EQ(::stat(folder.path("a").c_str(), &written), 0);
   EXPECT_EQ(written.st_mode, plain.st_mode);
 }
 
 TEST(AtomicFile, AMissingFolderIsNamed) {
-  const TemporaryFolder folder;
-  const std::string said = complaint(folder.file("none/a"));
+  const TempFolder folder;
+  const std::string said = complaint(folder.path("none/a"));
   EXPECT_TRUE(contains(said, "No such file or directory")) << said;
-  EXPECT_TRUE(contains(said, folder.file("none") + ":")) << said;
-  write_old(folder.file("file"));
-  EXPECT_NE(complaint(folder.file("file/a")), "");
+  EXPECT_TRUE(contains(said, folder.path("none") + ":")) << said;
+  write_old(folder.path("file"));
+  EXPECT_NE(complaint(folder.path("file/a")), "");
   EXPECT_EQ(folder.names(), Names{"file"});
 }
 
 TEST(AtomicFile, AFolderIsNotReplaced) {
-  const TemporaryFolder folder;
-  std::filesystem::create_directory(folder.file("sub"));
-  EXPECT_TRUE(contains(complaint(folder.file("sub")), "folder"));
-  EXPECT_TRUE(contains(complaint(folder.file("sub/")), "folder"));
-  EXPECT_TRUE(contains(complaint(folder.file("new/")), "folder"));
+  const TempFolder folder;
+  std::filesystem::create_directory(folder.path("sub"));
+  EXPECT_TRUE(contains(complaint(folder.path("sub")), "folder"));
+  EXPECT_TRUE(contains(complaint(folder.path("sub/")), "folder"));
+  EXPECT_TRUE(contains(complaint(folder.path("new/")), "folder"));
   EXPECT_EQ(folder.names(), Names{"sub"});
 }
 
@@ -92,41 +92,41 @@ TEST(AtomicFile, AFullDeviceIsAnErrorAndIsNotReplaced) {
 
 // A limit on the size of files stands for a disk that fills up while the file is written.
 TEST(AtomicFile, ADiskThatFillsUpLeavesTheOldFile) {
-  const TemporaryFolder folder;
-  write_old(folder.file("a"));
+  const TempFolder folder;
+  write_old(folder.path("a"));
   rlimit before{};
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
   const rlimit small{30000, before.rlim_max};
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
-  const std::string replacing = complaint(folder.file("a"));
-  const std::string fresh = complaint(folder.file("b"));
+  const std::string replacing = complaint(folder.path("a"));
+  const std::string fresh = complaint(folder.path("b"));
   ::setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, handler);
   EXPECT_TRUE(contains(replacing, "File too large")) << replacing;
   EXPECT_NE(fresh, "");
-  EXPECT_EQ(text(folder.file("a")), "old");
+  EXPECT_EQ(text(folder.path("a")), "old");
   EXPECT_EQ(folder.names(), Names{"a"});
 }
 
 TEST(AtomicFile, AReadOnlyFolderIsAnError) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   std::filesystem::permissions(folder.path(), std::filesystem::perms{0555});
   const bool root = ::geteuid() == 0;
   if (root && ::seteuid(65534) != 0) GTEST_SKIP() << "root may write everywhere";
-  const std::string said = complaint(folder.file("a"));
+  const std::string said = complaint(folder.path("a"));
   ASSERT_EQ(::seteuid(root ? 0 : ::geteuid()), 0);
   EXPECT_TRUE(contains(said, "Permission denied")) << said;
   EXPECT_TRUE(folder.names().empty());
 }
 
 TEST(AtomicFile, ALinkStaysALink) {
-  const TemporaryFolder folder;
-  write_old(folder.file("real"));
-  std::filesystem::create_symlink("real", folder.file("link"));
-  EXPECT_EQ(complaint(folder.file("link")), "");
-  EXPECT_TRUE(std::filesystem::is_symlink(folder.file("link")));
-  EXPECT_EQ(text(folder.file("real")).size(), kNew.size());
+  const TempFolder folder;
+  write_old(folder.path("real"));
+  std::filesystem::create_symlink("real", folder.path("link"));
+  EXPECT_EQ(complaint(folder.path("link")), "");
+  EXPECT_TRUE(std::filesystem::is_symlink(folder.path("link")));
+  EXPECT_EQ(text(folder.path("real")).size(), kNew.size());
   EXPECT_EQ(folder.names(), (Names{"link", "real"}));
 }
 

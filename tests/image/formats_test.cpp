@@ -13,12 +13,12 @@
 #include "image/orientation.h"
 #include "sparvar/error.h"
 #include "sparvar/image.h"
-#include "temporary_folder.h"
+#include "temp_folder.h"
 
 namespace sparvar {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TempFolder;
 using Bytes = std::vector<std::uint8_t>;
 
 /// Waves of colour: lossy formats keep them well.
@@ -91,54 +91,54 @@ void write_raw_jpeg(const std::string& path, const Bytes& pixels, int width, int
 }
 
 TEST(Formats, WrittenPicturesComeBack) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   for (const auto& [width, height] : {std::pair{1, 1}, {7, 5}, {64, 33}, {1, 300}}) {
     const Image image = smooth_image(width, height);
     for (const ImageFormat format : {ImageFormat::png, ImageFormat::jpeg, ImageFormat::webp}) {
-      const std::string path = folder.file("picture");  // the name says nothing: the bytes do
+      const std::string path = folder.path("picture");  // the name says nothing: the bytes do
       write_image(path, image, format, {}, 95);
       const Image back = read_image(path);
       ASSERT_EQ(back.width, width);
       ASSERT_EQ(back.height, height);
       EXPECT_GT(psnr(image, back), 35) << name_of(format) << " " << width;
     }
-    write_image(folder.file("lossless"), image, ImageFormat::webp, {}, 100);
-    EXPECT_EQ(read_image(folder.file("lossless")).rgb, image.rgb);
+    write_image(folder.path("lossless"), image, ImageFormat::webp, {}, 100);
+    EXPECT_EQ(read_image(folder.path("lossless")).rgb, image.rgb);
   }
 }
 
 TEST(Formats, QualityTradesSizeForFidelity) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const Image image = smooth_image(200, 200);
   for (const ImageFormat format : {ImageFormat::jpeg, ImageFormat::webp}) {
-    write_image(folder.file("low"), image, format, {}, 20);
-    write_image(folder.file("high"), image, format, {}, 95);
-    EXPECT_LT(contents(folder.file("low")).size(), contents(folder.file("high")).size());
-    EXPECT_LT(psnr(image, read_image(folder.file("low"))), psnr(image, read_image(folder.file("high"))));
-    EXPECT_THROW(write_image(folder.file("x"), image, format, {}, 0), Error);
-    EXPECT_THROW(write_image(folder.file("x"), image, format, {}, 101), Error);
+    write_image(folder.path("low"), image, format, {}, 20);
+    write_image(folder.path("high"), image, format, {}, 95);
+    EXPECT_LT(contents(folder.path("low")).size(), contents(folder.path("high")).size());
+    EXPECT_LT(psnr(image, read_image(folder.path("low"))), psnr(image, read_image(folder.path("high"))));
+    EXPECT_THROW(write_image(folder.path("x"), image, format, {}, 0), Error);
+    EXPECT_THROW(write_image(folder.path("x"), image, format, {}, 101), Error);
   }
 }
 
 TEST(Formats, EveryFormatKeepsTheSameTexts) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const ImageMetadata texts = {{"Software", "sparvar"},
                                {"prompt", "gr\xC3\xBC\xC3\x9F\x65 <b>&amp;</b> \xF0\x9F\x98\x80\n\x01 \"quoted\""},
                                {"empty", ""},
                                {"long", std::string(200'000, 'x') + "end"},  // more than one JPEG segment holds
                                {"a first", "keys keep their order"}};
   for (const ImageFormat format : {ImageFormat::png, ImageFormat::jpeg, ImageFormat::webp}) {
-    write_image(folder.file("a"), smooth_image(20, 10), format, texts);
-    EXPECT_EQ(read_image_metadata(folder.file("a")), texts) << name_of(format);
-    EXPECT_EQ(read_image(folder.file("a")).width, 20);
-    write_image(folder.file("bare"), smooth_image(20, 10), format);
-    EXPECT_TRUE(read_image_metadata(folder.file("bare")).empty());
-    EXPECT_THROW(write_image(folder.file("x"), smooth_image(2, 2), format, {{"", "x"}}), Error);
+    write_image(folder.path("a"), smooth_image(20, 10), format, texts);
+    EXPECT_EQ(read_image_metadata(folder.path("a")), texts) << name_of(format);
+    EXPECT_EQ(read_image(folder.path("a")).width, 20);
+    write_image(folder.path("bare"), smooth_image(20, 10), format);
+    EXPECT_TRUE(read_image_metadata(folder.path("bare")).empty());
+    EXPECT_THROW(write_image(folder.path("x"), smooth_image(2, 2), format, {{"", "x"}}), Error);
   }
-  write_raw_jpeg(folder.file("other"), Bytes(12), 2, 2, 3, JCS_RGB, {}, [](jpeg_compress_struct& codec) {
+  write_raw_jpeg(folder.path("other"), Bytes(12), 2, 2, 3, JCS_RGB, {}, [](jpeg_compress_struct& codec) {
     jpeg_write_marker(&codec, JPEG_COM, reinterpret_cast<const JOCTET*>("by hand"), 7);
   });
-  EXPECT_EQ(read_image_metadata(folder.file("other")), (ImageMetadata{{"Comment", "by hand"}}));
+  EXPECT_EQ(read_image_metadata(folder.path("other")), (ImageMetadata{{"Comment", "by hand"}}));
 }
 
 TEST(Formats, FollowTheExtension) {
@@ -185,16 +185,16 @@ TEST(Orientation, DamagedExifIsNone) {
 }
 
 TEST(Orientation, IsAppliedInEveryFormat) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const Image image = smooth_image(40, 20);
   Bytes app1 = {'E', 'x', 'i', 'f', 0, 0};
   const Bytes exif = exif_of(6, false);
   app1.insert(app1.end(), exif.begin(), exif.end());
-  write_raw_jpeg(folder.file("a.jpg"), image.rgb, 40, 20, 3, JCS_RGB, {}, [&](jpeg_compress_struct& codec) {
+  write_raw_jpeg(folder.path("a.jpg"), image.rgb, 40, 20, 3, JCS_RGB, {}, [&](jpeg_compress_struct& codec) {
     jpeg_write_marker(&codec, JPEG_APP0 + 1, app1.data(), static_cast<unsigned>(app1.size()));
   });
-  write_image(folder.file("plain.webp"), image, ImageFormat::webp, {}, 100);
-  const Bytes plain = contents(folder.file("plain.webp"));
+  write_image(folder.path("plain.webp"), image, ImageFormat::webp, {}, 100);
+  const Bytes plain = contents(folder.path("plain.webp"));
   WebPMux* mux = WebPMuxNew();
   const WebPData pixels{plain.data(), plain.size()};
   const WebPData chunk{exif.data(), exif.size()};
@@ -202,12 +202,12 @@ TEST(Orientation, IsAppliedInEveryFormat) {
   ASSERT_EQ(WebPMuxSetImage(mux, &pixels, 0), WEBP_MUX_OK);
   ASSERT_EQ(WebPMuxSetChunk(mux, "EXIF", &chunk, 0), WEBP_MUX_OK);
   ASSERT_EQ(WebPMuxAssemble(mux, &file), WEBP_MUX_OK);
-  put(folder.file("a.webp"), {file.bytes, file.bytes + file.size});
+  put(folder.path("a.webp"), {file.bytes, file.bytes + file.size});
   WebPDataClear(&file);
   WebPMuxDelete(mux);
   const Image turned = oriented(image, 6);
   for (const char* name : {"a.jpg", "a.webp"}) {
-    const Image back = read_image(folder.file(name));
+    const Image back = read_image(folder.path(name));
     ASSERT_EQ(back.width, 20) << name;
     ASSERT_EQ(back.height, 40) << name;
     EXPECT_GT(psnr(turned, back), 35) << name;
@@ -215,7 +215,7 @@ TEST(Orientation, IsAppliedInEveryFormat) {
 }
 
 TEST(Jpeg, ReadsGrayProgressiveAndCmyk) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const Image image = smooth_image(48, 32);
   Bytes gray(48 * 32), inks(48 * 32 * 4);
   Image gray_rgb = image;
@@ -227,45 +227,45 @@ TEST(Jpeg, ReadsGrayProgressiveAndCmyk) {
     }
     inks[4 * i + 3] = 255;
   }
-  write_raw_jpeg(folder.file("gray"), gray, 48, 32, 1, JCS_GRAYSCALE);
-  EXPECT_GT(psnr(gray_rgb, read_image(folder.file("gray"))), 40);
-  write_raw_jpeg(folder.file("progressive"), image.rgb, 48, 32, 3, JCS_RGB,
+  write_raw_jpeg(folder.path("gray"), gray, 48, 32, 1, JCS_GRAYSCALE);
+  EXPECT_GT(psnr(gray_rgb, read_image(folder.path("gray"))), 40);
+  write_raw_jpeg(folder.path("progressive"), image.rgb, 48, 32, 3, JCS_RGB,
                  [](jpeg_compress_struct& codec) { jpeg_simple_progression(&codec); });
-  EXPECT_GT(psnr(image, read_image(folder.file("progressive"))), 35);
+  EXPECT_GT(psnr(image, read_image(folder.path("progressive"))), 35);
   for (const J_COLOR_SPACE space : {JCS_CMYK, JCS_YCCK}) {  // libjpeg marks both as Adobe's
-    write_raw_jpeg(folder.file("cmyk"), inks, 48, 32, 4, JCS_CMYK,
+    write_raw_jpeg(folder.path("cmyk"), inks, 48, 32, 4, JCS_CMYK,
                    [space](jpeg_compress_struct& codec) { jpeg_set_colorspace(&codec, space); });
-    EXPECT_GT(psnr(image, read_image(folder.file("cmyk"))), 35) << space;
+    EXPECT_GT(psnr(image, read_image(folder.path("cmyk"))), 35) << space;
   }
 }
 
 TEST(Formats, TruncatedFilesAreRefused) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   for (const ImageFormat format : {ImageFormat::jpeg, ImageFormat::webp}) {
-    write_image(folder.file("a"), smooth_image(60, 40), format, {{"prompt", "x"}});
-    const Bytes whole = contents(folder.file("a"));
+    write_image(folder.path("a"), smooth_image(60, 40), format, {{"prompt", "x"}});
+    const Bytes whole = contents(folder.path("a"));
     const std::size_t end = format == ImageFormat::jpeg ? whole.size() - 2 : 200;  // WebP: its texts come last
     for (std::size_t length = 0; length < end; length += 13) {
-      put(folder.file("b"), Bytes(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)));
-      EXPECT_NE(complaint(folder.file("b")), "") << name_of(format) << " " << length;
+      put(folder.path("b"), Bytes(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(length)));
+      EXPECT_NE(complaint(folder.path("b")), "") << name_of(format) << " " << length;
     }
   }
 }
 
 TEST(Formats, DamagedFilesNeverCrash) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   for (const ImageFormat format : {ImageFormat::png, ImageFormat::jpeg, ImageFormat::webp}) {
-    write_image(folder.file("a"), smooth_image(30, 20), format, {{"prompt", "x"}});
-    const Bytes whole = contents(folder.file("a"));
+    write_image(folder.path("a"), smooth_image(30, 20), format, {{"prompt", "x"}});
+    const Bytes whole = contents(folder.path("a"));
     std::mt19937 generator(11);
     for (int round = 0; round < 300; ++round) {
       Bytes damaged = whole;
       for (int i = 0; i < 2; ++i)
         damaged[12 + generator() % (damaged.size() - 12)] = static_cast<std::uint8_t>(generator());
-      put(folder.file("b"), damaged);
-      complaint(folder.file("b"));
+      put(folder.path("b"), damaged);
+      complaint(folder.path("b"));
       try {
-        read_image_metadata(folder.file("b"));
+        read_image_metadata(folder.path("b"));
       } catch (const Error&) {
       }
     }
@@ -273,26 +273,26 @@ TEST(Formats, DamagedFilesNeverCrash) {
 }
 
 TEST(Formats, OtherFilesAreNamedForWhatTheyAre) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string svg = "<svg xmlns=\"http://www.w3.org/2000/svg\"/>";
-  put(folder.file("drawing.png"), Bytes(svg.begin(), svg.end()));
-  EXPECT_NE(complaint(folder.file("drawing.png")).find("begins with '<svg"), std::string::npos);
-  put(folder.file("empty.jpg"), {});
-  EXPECT_NE(complaint(folder.file("empty.jpg")).find("empty"), std::string::npos);
-  EXPECT_NE(complaint(folder.file("none.webp")).find("No such file"), std::string::npos);
-  EXPECT_NE(complaint(folder.path()).find("directory"), std::string::npos);
+  put(folder.path("drawing.png"), Bytes(svg.begin(), svg.end()));
+  EXPECT_NE(complaint(folder.path("drawing.png")).find("begins with '<svg"), std::string::npos);
+  put(folder.path("empty.jpg"), {});
+  EXPECT_NE(complaint(folder.path("empty.jpg")).find("empty"), std::string::npos);
+  EXPECT_NE(complaint(folder.path("none.webp")).find("no such file"), std::string::npos);
+  EXPECT_NE(complaint(folder.path()).find("a folder"), std::string::npos);
   EXPECT_NE(complaint("/dev/null").find("not a file"), std::string::npos);
 }
 
 TEST(Jpeg, HugeSizesAreRefusedBeforeMemoryIsAskedFor) {
-  const TemporaryFolder folder;
-  write_image(folder.file("a"), smooth_image(16, 16), ImageFormat::jpeg);
-  Bytes bytes = contents(folder.file("a"));
+  const TempFolder folder;
+  write_image(folder.path("a"), smooth_image(16, 16), ImageFormat::jpeg);
+  Bytes bytes = contents(folder.path("a"));
   for (std::size_t i = 0; i + 9 < bytes.size(); ++i)
     if (bytes[i] == 0xFF && bytes[i + 1] == 0xC0)  // the frame: length, precision, height, width
       for (std::size_t k = 5; k < 9; ++k) bytes[i + k] = k % 2 == 1 ? 0x7D : 0x00;  // 32000 x 32000
-  put(folder.file("a"), bytes);
-  EXPECT_NE(complaint(folder.file("a")).find("32000x32000"), std::string::npos);
+  put(folder.path("a"), bytes);
+  EXPECT_NE(complaint(folder.path("a")).find("32000x32000"), std::string::npos);
 }
 
 }  // namespace

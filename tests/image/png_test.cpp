@@ -10,12 +10,12 @@
 
 #include "sparvar/error.h"
 #include "sparvar/image.h"
-#include "temporary_folder.h"
+#include "temp_folder.h"
 
 namespace sparvar {
 namespace {
 
-using testing::TemporaryFolder;
+using testing::TempFolder;
 using Bytes = std::vector<std::uint8_t>;
 
 Bytes random_bytes(std::size_t count, unsigned seed) {
@@ -64,11 +64,11 @@ int on_white(int value, int alpha) {
 }
 
 TEST(Png, KeepsEveryPixel) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   for (const auto& [width, height] : {std::pair{1, 1}, {7, 5}, {64, 33}, {1, 300}, {513, 2}}) {
     const Image image = random_image(width, height, static_cast<unsigned>(width));
-    write_png(folder.file("a.png"), image);
-    const Image back = read_png(folder.file("a.png"));
+    write_png(folder.path("a.png"), image);
+    const Image back = read_png(folder.path("a.png"));
     EXPECT_EQ(back.width, width);
     EXPECT_EQ(back.height, height);
     EXPECT_EQ(back.rgb, image.rgb);
@@ -76,19 +76,19 @@ TEST(Png, KeepsEveryPixel) {
 }
 
 TEST(Png, TheSamePictureGivesTheSameFile) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const Image image = random_image(40, 30, 1);
-  write_png(folder.file("a.png"), image, {{"prompt", "one"}});
-  write_png(folder.file("b.png"), image, {{"prompt", "one"}});
-  EXPECT_EQ(contents(folder.file("a.png")), contents(folder.file("b.png")));
+  write_png(folder.path("a.png"), image, {{"prompt", "one"}});
+  write_png(folder.path("b.png"), image, {{"prompt", "one"}});
+  EXPECT_EQ(contents(folder.path("a.png")), contents(folder.path("b.png")));
 }
 
 TEST(Png, HoldsTextInUtf8) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const std::string prompt = "gr\xC3\xBC\xC3\x9F\x65, \xF0\x9F\x98\x80\nsecond line";
-  write_png(folder.file("a.png"), random_image(4, 4, 1), {{"prompt", prompt}, {"seed", "7"}, {"empty", ""}});
+  write_png(folder.path("a.png"), random_image(4, 4, 1), {{"prompt", prompt}, {"seed", "7"}, {"empty", ""}});
 
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(folder.file("a.png").c_str(), "rb"),
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(folder.path("a.png").c_str(), "rb"),
                                                              std::fclose);
   png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, nullptr);
   png_infop info = png_create_info_struct(png);
@@ -106,27 +106,27 @@ TEST(Png, HoldsTextInUtf8) {
 }
 
 TEST(Png, RefusesKeywordsThatPngCannotHold) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   for (const std::string& key : {std::string(), std::string(80, 'a'), std::string(" a"), std::string("a\nb")})
-    EXPECT_THROW(write_png(folder.file("a.png"), random_image(2, 2, 1), {{key, "x"}}), Error) << key;
+    EXPECT_THROW(write_png(folder.path("a.png"), random_image(2, 2, 1), {{key, "x"}}), Error) << key;
   EXPECT_TRUE(folder.names().empty());
 }
 
 TEST(Png, RefusesPicturesOfAnImpossibleSize) {
-  const TemporaryFolder folder;
-  EXPECT_THROW(write_png(folder.file("a.png"), {0, 0, {}}), Error);
-  EXPECT_THROW(write_png(folder.file("a.png"), {2, 2, Bytes(11)}), Error);
-  EXPECT_THROW(write_png(folder.file("a.png"), {-1, -1, Bytes(3)}), Error);
-  EXPECT_THROW(write_png(folder.file("a.png"), {2000000, 1, Bytes(6000000)}), Error);  // libpng's own limit
+  const TempFolder folder;
+  EXPECT_THROW(write_png(folder.path("a.png"), {0, 0, {}}), Error);
+  EXPECT_THROW(write_png(folder.path("a.png"), {2, 2, Bytes(11)}), Error);
+  EXPECT_THROW(write_png(folder.path("a.png"), {-1, -1, Bytes(3)}), Error);
+  EXPECT_THROW(write_png(folder.path("a.png"), {2000000, 1, Bytes(6000000)}), Error);  // libpng's own limit
   EXPECT_TRUE(folder.names().empty());
 }
 
 TEST(Png, ReadsAlphaOnWhite) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const Bytes rgba = random_bytes(9 * 7 * 4, 3);
   for (const int interlace : {PNG_INTERLACE_NONE, PNG_INTERLACE_ADAM7}) {
-    write_raw(folder.file("a.png"), 9, 7, 8, PNG_COLOR_TYPE_RGB_ALPHA, rgba, {}, interlace);
-    const Image image = read_png(folder.file("a.png"));
+    write_raw(folder.path("a.png"), 9, 7, 8, PNG_COLOR_TYPE_RGB_ALPHA, rgba, {}, interlace);
+    const Image image = read_png(folder.path("a.png"));
     ASSERT_EQ(image.rgb.size(), 9U * 7 * 3);
     for (std::size_t i = 0; i < 63; ++i)
       for (std::size_t c = 0; c < 3; ++c)
@@ -135,7 +135,7 @@ TEST(Png, ReadsAlphaOnWhite) {
 }
 
 TEST(Png, ReadsPalettesOfEveryDepth) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   for (const int depth : {1, 2, 4, 8}) {
     const Bytes colors = random_bytes(3U << depth, 4);
     const Bytes alphas = random_bytes(2, 5);  // of the first two entries
@@ -147,8 +147,8 @@ TEST(Png, ReadsPalettesOfEveryDepth) {
     };
     const int width = 16;
     const Bytes packed = random_bytes(static_cast<std::size_t>(width * depth / 8) * 3, 6);
-    write_raw(folder.file("a.png"), width, 3, depth, PNG_COLOR_TYPE_PALETTE, packed, prepare);
-    const Image image = read_png(folder.file("a.png"));
+    write_raw(folder.path("a.png"), width, 3, depth, PNG_COLOR_TYPE_PALETTE, packed, prepare);
+    const Image image = read_png(folder.path("a.png"));
     ASSERT_EQ(image.rgb.size(), 48U * 3);
     for (std::size_t i = 0; i < 48; ++i) {
       const std::size_t bit = i * static_cast<std::size_t>(depth);
@@ -161,27 +161,27 @@ TEST(Png, ReadsPalettesOfEveryDepth) {
 }
 
 TEST(Png, ReadsGrayAnd16Bits) {
-  const TemporaryFolder folder;
+  const TempFolder folder;
   const Bytes gray = random_bytes(35, 7);
-  write_raw(folder.file("gray.png"), 7, 5, 8, PNG_COLOR_TYPE_GRAY, gray);
-  const Image from_gray = read_png(folder.file("gray.png"));
+  write_raw(folder.path("gray.png"), 7, 5, 8, PNG_COLOR_TYPE_GRAY, gray);
+  const Image from_gray = read_png(folder.path("gray.png"));
   for (std::size_t i = 0; i < 35 * 3; ++i) ASSERT_EQ(from_gray.rgb[i], gray[i / 3]);
 
-  write_raw(folder.file("bits.png"), 8, 1, 1, PNG_COLOR_TYPE_GRAY, {0xA5});
-  const Image from_bits = read_png(folder.file("bits.png"));
+  write_raw(folder.path("bits.png"), 8, 1, 1, PNG_COLOR_TYPE_GRAY, {0xA5});
+  const Image from_bits = read_png(folder.path("bits.png"));
   for (std::size_t i = 0; i < 24; ++i) ASSERT_EQ(from_bits.rgb[i], (0xA5 >> (7 - i / 3)) & 1 ? 255 : 0);
 
   const Bytes deep = random_bytes(7 * 5 * 6, 8);
-  write_raw(folder.file("deep.png"), 7, 5, 16, PNG_COLOR_TYPE_RGB, deep);
-  const Image from_deep = read_png(folder.file("deep.png"));
+  write_raw(folder.path("deep.png"), 7, 5, 16, PNG_COLOR_TYPE_RGB, deep);
+  const Image from_deep = read_png(folder.path("deep.png"));
   for (std::size_t i = 0; i < 35 * 3; ++i) {
     const int value = deep[2 * i] * 256 + deep[2 * i + 1];
     ASSERT_EQ(from_deep.rgb[i], std::lround(value / 257.0)) << i;
   }
 
   const Bytes gray_alpha = random_bytes(7 * 5 * 2, 9);
-  write_raw(folder.file("ga.png"), 7, 5, 8, PNG_COLOR_TYPE_GRAY_ALPHA, gray_alpha);
-  const Image from_ga = read_png(folder.file("ga.png"));
+  write_raw(folder.path("ga.png"), 7, 5, 8, PNG_COLOR_TYPE_GRAY_ALPHA, gray_alpha);
+  const Image from_ga = read_png(folder.path("ga.png"));
   for (std::size_t i = 0; i < 35 * 3; ++i)
     ASSERT_EQ(from_ga.rgb[i], on_white(gray_alpha[i / 3 * 2], gray_alpha[i / 3 * 2 + 1])) << i;
 }
@@ -199,11 +199,11 @@ std::string complaint(const std::string& path) {
 }
 
 TEST(Png, NamesTheFileAndTheFault) {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("a.png");
-  EXPECT_NE(complaint(path).find("No such file"), std::string::npos);
+  const TempFolder folder;
+  const std::string path = folder.path("a.png");
+  EXPECT_NE(complaint(path).find("no such file"), std::string::npos);
   EXPECT_NE(complaint(path).find(path), std::string::npos);
-  EXPECT_NE(complaint(folder.path()).find("directory"), std::string::npos);
+  EXPECT_NE(complaint(folder.path()).find("a folder"), std::string::npos);
   put(path, {});
   EXPECT_NE(complaint(path).find("not a PNG"), std::string::npos);
   put(path, Bytes(100, 'x'));
@@ -211,8 +211,8 @@ TEST(Png, NamesTheFileAndTheFault) {
 }
 
 TEST(Png, TruncatedFilesAreRefusedAtEveryLength) {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("a.png");
+  const TempFolder folder;
+  const std::string path = folder.path("a.png");
   write_png(path, random_image(20, 20, 2));
   const Bytes whole = contents(path);
   for (std::size_t length = 0; length + 12 < whole.size(); length += 7) {  // the end chunk itself holds nothing
@@ -222,8 +222,8 @@ TEST(Png, TruncatedFilesAreRefusedAtEveryLength) {
 }
 
 TEST(Png, DamagedFilesNeverCrash) {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("a.png");
+  const TempFolder folder;
+  const std::string path = folder.path("a.png");
   write_png(path, random_image(20, 20, 2));
   const Bytes whole = contents(path);
   std::mt19937 generator(11);
@@ -236,8 +236,8 @@ TEST(Png, DamagedFilesNeverCrash) {
 }
 
 TEST(Png, HugeSizesAreRefusedBeforeMemoryIsAskedFor) {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("a.png");
+  const TempFolder folder;
+  const std::string path = folder.path("a.png");
   // A header alone decides; the rows are those of a picture of one row.
   for (const auto& [width, height] : {std::pair<png_uint_32, png_uint_32>{40000, 1}, {30000, 30000}}) {
     write_png(path, random_image(1, 1, 1));

@@ -68,8 +68,9 @@ std::set<int> listed(const KeyLists& lists, int list, int tile) {
 }
 
 std::vector<double> resized(const Rows& map, Grid from, Grid to, int token, int d_count) {
-  const double sy = std::max((token / to.w + 0.5) * from.h / to.h - 0.5, 0.0),
-               sx = std::max((token % to.w + 0.5) * from.w / to.w - 0.5, 0.0);
+  const int row = token / to.w, column = token % to.w;
+  const double sy = std::max((row + 0.5) * from.h / to.h - 0.5, 0.0),
+               sx = std::max((column + 0.5) * from.w / to.w - 0.5, 0.0);
   const int y0 = static_cast<int>(sy), x0 = static_cast<int>(sx), y1 = std::min(y0 + 1, from.h - 1),
             x1 = std::min(x0 + 1, from.w - 1);
   std::vector<double> out(d_count);

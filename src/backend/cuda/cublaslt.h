@@ -27,7 +27,7 @@ struct CublasLt {
   F(cublasLtMatmulPreferenceSetAttribute) \
   F(cublasLtGetVersion)
   // clang-format on
-#define SPARVAR_DECLARE(name) decltype(&::name) name = nullptr;
+#define SPARVAR_DECLARE(name) decltype(&::name) name = nullptr;  // NOLINT(bugprone-macro-parentheses): a name
   SPARVAR_CUBLASLT_FUNCTIONS(SPARVAR_DECLARE)
 #undef SPARVAR_DECLARE
 

@@ -155,8 +155,8 @@ Plan first_plan(cudnnHandle_t handle, Make make) {
   return plan;
 }
 
-std::shared_ptr<Tensor_attributes> tensor(fe::graph::Graph& graph, Uid uid, const char* name, Extents dims,
-                                          Extents strides, fe::DataType_t type) {
+std::shared_ptr<Tensor_attributes> tensor(fe::graph::Graph& graph, Uid uid, const char* name, const Extents& dims,
+                                          const Extents& strides, fe::DataType_t type) {
   return graph.tensor(
       Tensor_attributes().set_uid(uid).set_name(name).set_dim(dims).set_stride(strides).set_data_type(type));
 }

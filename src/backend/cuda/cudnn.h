@@ -24,6 +24,7 @@ class Cudnn {
 
     int out_height() const { return (height + pad_begin + pad_end - kernel) / stride + 1; }
     int out_width() const { return (width + pad_begin + pad_end - kernel) / stride + 1; }
+    // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees a 0 in it
     std::strong_ordering operator<=>(const ConvolutionShape&) const = default;
   };
   /// bf16, no mask; element (b, i, h, d) of q at b * q_batch + i * q_row + h * q_head + d, the others alike, v as k.
@@ -34,6 +35,7 @@ class Cudnn {
     std::int64_t out_batch = 0, out_row = 0, out_head = 0;
     float scale = 1;
     bool statistics = false;  // the logarithm of each query's sum of exponentials too
+    // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees a 0 in it
     std::partial_ordering operator<=>(const AttentionShape&) const = default;
   };
 

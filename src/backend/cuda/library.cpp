@@ -9,8 +9,11 @@ namespace sparvar::cuda {
 void* open_library(const std::string& name) {
   if (void* found = dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL)) return found;
   std::istringstream folders(SPARVAR_CUDA_LIBRARY_DIRS);
-  for (std::string folder; std::getline(folders, folder, ':');)
-    if (void* found = dlopen((folder + "/" + name).c_str(), RTLD_NOW | RTLD_GLOBAL)) return found;
+  for (std::string path; std::getline(folders, path, ':');) {
+    path += '/';
+    path += name;
+    if (void* found = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL)) return found;
+  }
   return nullptr;
 }
 

@@ -13,13 +13,13 @@ constexpr std::uintptr_t kPlanningBase = std::uintptr_t{1} << 44;  // not null, 
 }  // namespace
 
 std::shared_ptr<Pool> Pool::on_device(std::size_t first_chunk, std::size_t step) {
-  const std::shared_ptr<Pool> pool(new Pool(false, step));
+  std::shared_ptr<Pool> pool(new Pool(false, step));
   if (first_chunk > 0) pool->add_chunk(first_chunk);
   return pool;
 }
 
 std::shared_ptr<Pool> Pool::planning() {
-  const std::shared_ptr<Pool> pool(new Pool(true, 0));
+  std::shared_ptr<Pool> pool(new Pool(true, 0));
   pool->chunks_.push_back({.base = kPlanningBase, .size = 0, .free = {}});
   return pool;
 }

@@ -1,11 +1,10 @@
-// Files that are opened only where they are plain files, and the JSON in them, checked before it is used.
+// Files that are opened only where they are plain files.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
-#include <string_view>
 
 namespace sparvar {
 
@@ -18,10 +17,18 @@ class OpenFile {
   ~OpenFile();
   const std::string& path() const { return path_; }
   std::uint64_t size() const { return size_; }
-  std::string read() const;                      // the whole file
+  /// The whole file: a std::string, or a std::vector of bytes.
+  template <typename Bytes = std::string>
+  Bytes read() const {
+    Bytes bytes(size_, typename Bytes::value_type{});
+    bytes.resize(read_into(bytes.data()));
+    return bytes;
+  }
   std::shared_ptr<const std::byte> map() const;  // read-only; null where the file is empty
 
  private:
+  std::size_t read_into(void* to) const;  // size() bytes; fewer where the file shrank since it was opened
+
   std::string path_;
   int descriptor_ = -1;
   std::uint64_t size_ = 0;
@@ -29,15 +36,5 @@ class OpenFile {
 
 /// The text of a file of at most `limit` bytes.
 std::string read_text(const std::string& path, std::uint64_t limit);
-
-/// A name from outside as one short printable line, in quotes.
-std::string quoted_name(std::string_view name);
-
-/// What a JSON value is, for messages: `a list`, `the text "x"`, `-1`.
-std::string describe(const nlohmann::json& value);
-
-/// Strict JSON: UTF-8, no key twice in one object, no deeper than `max_depth`. Throws Error(input) that begins with
-/// `where`.
-nlohmann::json parse_json(std::string_view text, const std::string& where, int max_depth);
 
 }  // namespace sparvar
