@@ -53,8 +53,8 @@ class HostSide final : public Backend {
   Tensor repeat(const Tensor& x, int times) override { return down(device_->repeat(up(x), times)); }
   Tensor grown(const Tensor& x, std::int64_t more) override { return down(device_->grown(up(x), more)); }
 
-  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) override {
-    return device_->prepare_linear(weight, bias, precise);
+  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, LinearKind kind) override {
+    return device_->prepare_linear(weight, bias, kind);
   }
   ConvolutionPtr prepare_convolution(const Tensor& weight, const Tensor& bias, int stride, int begin,
                                      int end) override {
