@@ -81,6 +81,17 @@ def kernels(folder):
     header("rows", "us", "GB/s")
     for r in all_rows["norms"]:
         row(r["norm"].split()[0], f"{r['own_us']:.1f}", f"{r['own_gb_s']:.0f}")
+    if "fp8" not in all_rows:
+        return
+    print("\n### Linear layers of Infinity-8B, bf16 and fp8 (e4m3), weights read from memory every time\n")
+    header("rows x in -> out", "bf16 us", "fp8 us", "bf16 TFLOP/s", "fp8 TFLOP/s", "fp8 weights GB/s", "speed-up")
+    for r in all_rows["fp8"]:
+        row(r["layer"], f"{r['bf16_us']:.1f}", f"{r['fp8_us']:.1f}", f"{r['bf16_tflops']:.0f}", f"{r['fp8_tflops']:.0f}",
+            f"{r['fp8_weights_gb_s']:.0f}", f"{r['bf16_us'] / r['fp8_us']:.2f}x")
+    print("\n### Rows to e4m3\n")
+    header("rows x channels", "us", "GB/s")
+    for r in all_rows["quantise"]:
+        row(r["quantise"], f"{r['own_us']:.1f}", f"{r['own_gb_s']:.0f}")
 
 
 def main():

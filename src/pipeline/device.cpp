@@ -26,14 +26,23 @@ int index_of(const std::string& name) {
 
 Device open_device(const PipelineOptions& options, bool planning) {
   const DType compute = options.precision == Precision::f32 ? DType::f32 : DType::bf16;
+  const bool fp8 = options.weights == WeightFormat::fp8;
+  if (fp8 && compute == DType::f32)
+    throw Error(ErrorKind::usage, "fp8 weights are multiplied with bf16 activations: take --dtype bf16");
+  if (fp8 && options.device == "cpu")
+    throw Error(ErrorKind::usage, "fp8 weights need a Hopper GPU: take --device cuda, or --weights bf16");
   Device device;
   if (options.device != "cpu") {
     const int index = index_of(options.device);
-    device.backend = make_cuda_backend({.compute = compute, .device = index, .planning = planning}, device.why_no_gpu);
+    device.backend =
+        make_cuda_backend({.compute = compute, .device = index, .fp8 = fp8, .planning = planning}, device.why_no_gpu);
     device.gpu = device.backend != nullptr;
     if (!device.gpu && options.device != "auto")
       throw Error(ErrorKind::system, fmt::format("device {}: {}", options.device, device.why_no_gpu));
   }
+  if (!device.gpu && fp8)
+    throw Error(ErrorKind::system,
+                fmt::format("fp8 weights need a Hopper GPU ({}); take --weights bf16", device.why_no_gpu));
   if (!device.gpu) device.backend = make_cpu_backend({.compute = compute, .threads = options.threads});
   return device;
 }

@@ -37,19 +37,22 @@ int main_checked(const std::vector<std::string>& arguments) {
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     if (arguments[i] == "--bf16")
       settings.bf16 = true;
+    else if (arguments[i] == "--fp8")
+      settings.bf16 = settings.fp8 = true;
     else if (arguments[i] == "--device" && i + 1 < arguments.size())
       settings.device = arguments[++i];
     else if (arguments[i] == "--model" && i + 1 < arguments.size())
       settings.model_dir = arguments[++i];
     else if (!arguments[i].empty() && arguments[i][0] == '-')
-      throw Error(ErrorKind::usage,
-                  fmt::format("unknown option {}; usage: conformance [--bf16] [--device NAME] [--model DIR] DIR...",
-                              arguments[i]));
+      throw Error(
+          ErrorKind::usage,
+          fmt::format("unknown option {}; usage: conformance [--bf16] [--fp8] [--device NAME] [--model DIR] DIR...",
+                      arguments[i]));
     else
       folders.push_back(arguments[i]);
   }
   if (folders.empty())
-    throw Error(ErrorKind::usage, "usage: conformance [--bf16] [--device NAME] [--model DIR] DIR...");
+    throw Error(ErrorKind::usage, "usage: conformance [--bf16] [--fp8] [--device NAME] [--model DIR] DIR...");
   if (settings.model_dir.empty()) settings.model_dir = bundled_model_dir();
   int failed = 0;
   for (const std::string& folder : folders) {
