@@ -41,8 +41,7 @@ Device open_device(const PipelineOptions& options, bool planning) {
       throw Error(ErrorKind::system, fmt::format("device {}: {}", options.device, device.why_no_gpu));
   }
   if (!device.gpu && fp8)
-    throw Error(ErrorKind::system,
-                fmt::format("fp8 weights need a Hopper GPU ({}); take --weights bf16", device.why_no_gpu));
+    throw Error(ErrorKind::system, fmt::format("fp8 weights: {}; take --weights bf16", device.why_no_gpu));
   if (!device.gpu) device.backend = make_cpu_backend({.compute = compute, .threads = options.threads});
   return device;
 }

@@ -22,8 +22,8 @@ Tensor unpack_bits(const Tensor& packed) {
 }
 
 // Of fp8 weights, below what an H100 gave.
-constexpr double kEqualFp8Bits = 0.9;
-constexpr double kFreeRunningDecibels = 10;
+constexpr double kEqualFp8Bits = 0.94;
+constexpr double kFreeRunningDecibels = 15;
 
 struct BitCount {
   std::int64_t differing = 0;        // in all

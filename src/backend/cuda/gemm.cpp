@@ -65,30 +65,34 @@ std::string Gemms::why_no_e4m3(const CublasLt& library) {
   };
   constexpr std::size_t needed = SPARVAR_CUBLAS_OF_E4M3;
   if (CUBLAS_VERSION < needed)
-    return fmt::format("fp8 weights need a build with cuBLASLt {} or newer; this one has {}", text(needed),
+    return fmt::format("8-bit floats need a build with cuBLASLt {} or newer; this one is of {}", text(needed),
                        text(CUBLAS_VERSION));
   const std::size_t found = library.cublasLtGetVersion();
   return found >= needed
              ? std::string()
-             : fmt::format("fp8 weights need cuBLASLt {} or newer; {} is installed", text(needed), text(found));
+             : fmt::format("8-bit floats need cuBLASLt {} or newer; {} is installed", text(needed), text(found));
 }
 
 struct Gemms::Problem {
   explicit Problem(const CublasLt& library) : lt(library) {}
   Problem(const Problem&) = delete;
   Problem& operator=(const Problem&) = delete;
-  ~Problem() {
+  ~Problem() { forget(); }
+  void forget() {
     if (target != nullptr) lt.cublasLtMatrixLayoutDestroy(target);
     if (input != nullptr) lt.cublasLtMatrixLayoutDestroy(input);
     if (weight != nullptr) lt.cublasLtMatrixLayoutDestroy(weight);
     if (operation != nullptr) lt.cublasLtMatmulDescDestroy(operation);
+    operation = nullptr;
+    weight = input = target = nullptr;
   }
   const CublasLt& lt;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t weight = nullptr, input = nullptr, target = nullptr;
   std::vector<cublasLtMatmulHeuristicResult_t> candidates;  // the library's favourite first
   std::size_t chosen = 0;
-  bool own = false;  // kernels/few_rows.cu
+  bool own = false;           // kernels/few_rows.cu
+  bool scaled_after = false;  // of e4m3: scales, bias and GELU are left to scale_product
   bool measured = false;
   double seconds = 0;  // of the chosen one
   std::vector<Operand> weights;
@@ -109,37 +113,51 @@ Gemms::Problem& Gemms::problem(const GemmShape& shape) {
   if (known) return *known;
   auto made = std::make_unique<Problem>(library_);
   made->own = own_takes(shape);
-  if (!made->own) find_candidates(shape, *made);
+  if (!made->own) {
+    describe(shape, *made);
+    find_candidates(shape, *made);
+    if (made->candidates.empty() && shape.type == DType::e4m3) {  // seen of 72 and 128 rows and a depth of 14336
+      made->forget();
+      made->scaled_after = true;
+      describe(shape, *made);
+      find_candidates(shape, *made);
+    }
+  }
   known = std::move(made);
   return *known;
 }
 
-void Gemms::find_candidates(const GemmShape& shape, Problem& made) {
+void Gemms::describe(const GemmShape& shape, Problem& made) {
   const CublasLt& lt = library_;
   check_blas(lt.cublasLtMatmulDescCreate(&made.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  const cublasLtEpilogue_t epilogue = epilogue_of(shape);
+  const cublasLtEpilogue_t epilogue = made.scaled_after ? CUBLASLT_EPILOGUE_DEFAULT : epilogue_of(shape);
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
     check_blas(lt.cublasLtMatmulDescSetAttribute(made.operation, attribute, &value, sizeof value), "an attribute");
   };
   set(CUBLASLT_MATMUL_DESC_TRANSA, transposed);
   set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-#if CUBLAS_VERSION >= SPARVAR_CUBLAS_OF_E4M3
   if (shape.type == DType::e4m3) {
-    const std::int32_t factor_a_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
     const std::int8_t fast = 1;  // sums of about 14 bits: the numbers have 4
+    set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, fast);
+  }
+#if CUBLAS_VERSION >= SPARVAR_CUBLAS_OF_E4M3
+  if (shape.type == DType::e4m3 && !made.scaled_after) {
+    const std::int32_t factor_a_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
     const void* somewhere = reinterpret_cast<const void*>(std::uintptr_t{4096});  // NOLINT: that there is one is asked
     set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, factor_a_row);
     set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, factor_a_row);
     set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, somewhere);
     set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, somewhere);
-    set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, fast);
   }
 #endif
   check_blas(lt.cublasLtMatrixLayoutCreate(&made.weight, type_of(shape.type), shape.in, shape.out, shape.in), "W");
   check_blas(lt.cublasLtMatrixLayoutCreate(&made.input, type_of(shape.type), shape.in, shape.rows, shape.in), "x");
   check_blas(lt.cublasLtMatrixLayoutCreate(&made.target, type_of(shape.result), shape.out, shape.rows, shape.out), "y");
+}
 
+void Gemms::find_candidates(const GemmShape& shape, Problem& made) {
+  const CublasLt& lt = library_;
   cublasLtMatmulPreference_t preference = nullptr;
   check_blas(lt.cublasLtMatmulPreferenceCreate(&preference), "preferences");
   const std::size_t workspace = kWorkspaceBytes;
@@ -226,7 +244,7 @@ bool Gemms::launch(const Problem& p, int candidate, const Operand& x, const Oper
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const float* scales) {
     check_blas(library_.cublasLtMatmulDescSetAttribute(p.operation, attribute, &scales, sizeof scales), "a scale");
   };
-  if (x.scales != nullptr) {
+  if (x.scales != nullptr && !p.scaled_after) {
     set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, weight.scales);
     set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x.scales);
   }
@@ -246,7 +264,7 @@ void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* wor
   auto* const differing = reinterpret_cast<unsigned*>(y + trial.y);
   fill_random(bias, shape.result, shape.out, 2, 1.0F, stream_);
   const void* bias_address = bias;
-  if (shape.bias)
+  if (shape.bias && !p.scaled_after)
     check_blas(library_.cublasLtMatmulDescSetAttribute(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias_address,
                                                        sizeof bias_address),
                "the bias");
@@ -311,13 +329,22 @@ void Gemms::run(const GemmShape& shape, const Operand& x, const Operand& weight,
   if (p.candidates.empty())
     throw Error(ErrorKind::system, fmt::format("cuBLASLt has no product of [{}, {}] and [{}, {}]^T in {}", shape.rows,
                                                shape.in, shape.out, shape.in, name_of(shape.type)));
-  if (shape.bias)
+  if (shape.bias && !p.scaled_after)
     check_blas(
         library_.cublasLtMatmulDescSetAttribute(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
         "the bias");
   if (!launch(p, static_cast<int>(p.chosen), x, weight, y, workspace))
     throw Error(ErrorKind::system, fmt::format("cuBLASLt refused a product of [{}, {}] and [{}, {}]^T", shape.rows,
                                                shape.in, shape.out, shape.in));
+  if (p.scaled_after)
+    scale_product({.y = y,
+                   .rows = shape.rows,
+                   .out = static_cast<int>(shape.out),
+                   .x_scales = x.scales,
+                   .w_scales = weight.scales,
+                   .bias = shape.bias ? bias : nullptr,
+                   .gelu = shape.gelu},
+                  stream_);
 }
 
 }  // namespace sparvar::cuda

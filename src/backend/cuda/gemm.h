@@ -56,6 +56,7 @@ class Gemms {
  private:
   struct Problem;
   Problem& problem(const GemmShape& shape);
+  void describe(const GemmShape& shape, Problem& made);
   void find_candidates(const GemmShape& shape, Problem& made);
   void measure(const GemmShape& shape, Problem& problem, char* scratch, void* workspace);
   bool launch(const Problem& problem, int candidate, const Operand& x, const Operand& weight, void* y, void* workspace);

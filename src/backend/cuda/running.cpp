@@ -89,7 +89,7 @@ constexpr std::size_t kWorkingStep = 16U << 20;
 
 CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<CublasLt> cublas)
     : compute_(options.compute),
-      fp8_(options.fp8),
+      fp8_(options.fp8 && options.compute == DType::bf16),
       gpu_(std::move(gpu)),
       planning_(options.planning),
       dry_(options.planning),
@@ -199,10 +199,9 @@ std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::stri
                       properties.minor);
     return nullptr;
   }
-  if (options.fp8 && (properties.major != 9 || options.compute != DType::bf16)) {
-    why = options.compute != DType::bf16 ? std::string("fp8 weights need bf16 activations")
-                                         : fmt::format("{} has compute capability {}.{}; fp8 weights need 9.0 (Hopper)",
-                                                       properties.name, properties.major, properties.minor);
+  if (options.fp8 && properties.major != 9) {
+    why = fmt::format("{} has compute capability {}.{}, and 8-bit floats need 9.0 (Hopper)", properties.name,
+                      properties.major, properties.minor);
     return nullptr;
   }
   std::unique_ptr<cuda::CublasLt> cublas;

@@ -33,8 +33,8 @@ void add_gated_normalise(const RowNorm& norm, float* residual, const void* y, DT
                          std::int64_t gate_period, void* out, DType out_type, cudaStream_t stream);
 
 // ---------------------------------------------------------------- quantise.cu
-/// out e4m3 [rows, width] and scales [rows]: x = out * scale, scale = largest |x| of the row / 448, at least 2^-120. A NaN
-/// stays one, a row with an infinity becomes NaN.
+/// out e4m3 [rows, width] and scales [rows]: x = out * scale, scale = largest |x| of the row / 448, at least 2^-120. A
+/// NaN stays one, a row with an infinity becomes NaN.
 struct QuantiseRows {
   static constexpr int kWidest = 32768;
   const void* x = nullptr;  // 16 bytes aligned
@@ -46,6 +46,18 @@ struct QuantiseRows {
   float* scales = nullptr;
 };
 void quantise_rows(const QuantiseRows& args, cudaStream_t stream);
+/// What is left to do of a product of e4m3 numbers: y bf16 [rows, out] becomes act(y x_scales[row] w_scales[o] +
+/// bias[o]).
+struct ScaleProduct {
+  void* y = nullptr;  // 16 bytes aligned
+  std::int64_t rows = 0;
+  int out = 0;                      // a multiple of 8
+  const float* x_scales = nullptr;  // [rows]
+  const float* w_scales = nullptr;  // [out], 16 bytes aligned
+  const void* bias = nullptr;       // bf16 [out], 16 bytes aligned, or null
+  bool gelu = false;                // tanh form
+};
+void scale_product(const ScaleProduct& args, cudaStream_t stream);
 
 // ---------------------------------------------------------------- qkv.cu
 struct SplitQkv {
@@ -100,8 +112,8 @@ struct FewRows {
   const void* w = nullptr;          // [out, in]
   const float* x_scales = nullptr;  // [rows]
   const float* w_scales = nullptr;  // [out]
-  const void* bias = nullptr;  // [out] of y's type, or null
-  void* y = nullptr;           // [rows, out] of y_type
+  const void* bias = nullptr;       // [out] of y's type, or null
+  void* y = nullptr;                // [rows, out] of y_type
   DType y_type = DType::bf16;
   int rows = 0, in = 0, out = 0;
   bool gelu = false;  // tanh form

@@ -1,5 +1,5 @@
-// Rows of f32 or bf16 to e4m3 with a scale each, GELU in between where it is asked for. A row stays in registers from
-// the read to the write.
+// Rows of f32 or bf16 to e4m3 with a scale each, GELU in between where it is asked for: a row stays in registers from
+// the read to the write. And the scales of a product that the library does not apply.
 #include <algorithm>
 #include <string>
 
@@ -73,6 +73,32 @@ __global__ void __launch_bounds__(kThreads) quantise_kernel(const QuantiseRows a
   }
 }
 
+constexpr int kScaleThreads = 256;
+constexpr std::int64_t kMostBlocks = 65535;  // of the grid's second axis
+
+__global__ void __launch_bounds__(kScaleThreads) scale_kernel(const ScaleProduct args) {
+  let_next_start();
+  wait_for_earlier();
+  const int column = (static_cast<int>(blockIdx.x) * kScaleThreads + static_cast<int>(threadIdx.x)) * kUnit;
+  if (column >= args.out) return;
+  float scale[kUnit], bias[kUnit] = {};
+  load(args.w_scales + column, scale);
+  if (args.bias != nullptr) load(static_cast<const bf16*>(args.bias) + column, bias);
+  for (std::int64_t row = blockIdx.y; row < args.rows; row += gridDim.y) {
+    bf16* const at = static_cast<bf16*>(args.y) + row * args.out + column;
+    const float row_scale = args.x_scales[row];
+    float y[kUnit];
+    load(at, y);
+    for (int j = 0; j < kUnit; ++j) {
+      y[j] = y[j] * (row_scale * scale[j]) + bias[j];
+      if (args.gelu) y[j] = gelu_tanh(y[j]);
+    }
+    const __nv_bfloat162 pairs[4] = {__floats2bfloat162_rn(y[0], y[1]), __floats2bfloat162_rn(y[2], y[3]),
+                                     __floats2bfloat162_rn(y[4], y[5]), __floats2bfloat162_rn(y[6], y[7])};
+    *reinterpret_cast<uint4*>(at) = *reinterpret_cast<const uint4*>(pairs);
+  }
+}
+
 template <typename T, int kUnits>
 void launch(const QuantiseRows& args, cudaStream_t stream) {
   const int units = args.width / kUnit;
@@ -104,6 +130,14 @@ void quantise_rows(const QuantiseRows& args, cudaStream_t stream) {
                                       " numbers cannot be made e4m3: a multiple of " + std::to_string(kUnit) +
                                       " up to " + std::to_string(QuantiseRows::kWidest) + " is needed");
   with_type(args.type, [&](auto type) { launch_fitting<decltype(type)>(args, stream); });
+}
+
+void scale_product(const ScaleProduct& args, cudaStream_t stream) {
+  if (args.rows <= 0 || args.out <= 0) return;
+  const dim3 grid(blocks_for(args.out / kUnit, kScaleThreads),
+                  static_cast<unsigned>(std::min<std::int64_t>(args.rows, kMostBlocks)));
+  launch_early(scale_kernel, grid, kScaleThreads, 0, stream, 1, args);
+  check_launch("scale product");
 }
 
 }  // namespace sparvar::cuda
