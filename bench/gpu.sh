@@ -23,6 +23,7 @@ for size in 8b 2b; do  # peer and engine one after the other, on the same warm c
   "$PYTHON" "$root/bench/peer_pytorch_gpu.py" --geometry "infinity-$size" --repeat "$REPEAT" >"$OUT/peer-$size.json"
   measure "$size" "infinity-$size"
   measure "$size-csla" "infinity-$size" --attention csla
+  measure "$size-csla-fp8" "infinity-$size" --attention csla --weights fp8
 done
 measure 125m infinity-125m
 measure emoji "$MODEL/config.json"

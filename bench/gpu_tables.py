@@ -27,7 +27,7 @@ def times(scales):
 
 
 def pictures(folder):
-    print("\n### One 1024x1024 picture with guidance, random weights, bf16, without the text encoder\n")
+    print("\n### One 1024x1024 picture with guidance, random weights, bf16 but where it says fp8, without the text encoder\n")
     print("Milliseconds; share: the time that the linear layers alone need at the rate of a large product (8192^3) in the same process.\n")
     header("", "total", "scales 0-8", "9", "10", "11", "12", "decode", "peak GiB", "linear layers' share", "against PyTorch")
     for size, name in (("8b", "Infinity-8B"), ("2b", "Infinity-2B"), ("125m", "Infinity-125M")):
@@ -36,11 +36,12 @@ def pictures(folder):
             peer = load(folder, f"peer-{size}")
             row(f"{name}, PyTorch", f"{1e3 * peer['total_seconds']:.0f}", *times(peer["scale_seconds"]), f"{1e3 * peer['decode_seconds']:.1f}",
                 gib(peer["peak_bytes"]), "", "1.0x")
-        for kind in ("", "-csla"):
+        for kind in ("", "-csla", "-csla-fp8"):
             if not (folder / f"{size}{kind}.json").exists():
                 continue
             own = load(folder, f"{size}{kind}")
-            row(f"{name}, {own['attention']}", f"**{1e3 * own['total_seconds']:.0f}**", *times([s["seconds"] for s in own["scales"]]),
+            weights = ", fp8" if own.get("weights") == "fp8" else ""
+            row(f"{name}, {own['attention']}{weights}", f"**{1e3 * own['total_seconds']:.0f}**", *times([s["seconds"] for s in own["scales"]]),
                 f"{1e3 * own['decode_seconds']:.1f}", gib(own["device_bytes"]),
                 f"{100 * own['share_of_product_rate']:.0f} % of {own['product_tflops']:.0f} TFLOP/s",
                 f"{peer['total_seconds'] / own['total_seconds']:.2f}x" if peer else "")

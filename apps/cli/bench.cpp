@@ -360,9 +360,7 @@ void add_bench_model(CLI::App& group, Action& chosen) {
   command->callback([settings, &chosen] {
     const bool sparse = std::any_of(settings->plans.begin(), settings->plans.end(),
                                     [](const std::string& plan) { return !plan_of(plan, 1, 13).is_static(); });
-    const bool fp8 = std::find(settings->weights.begin(), settings->weights.end(), WeightFormat::fp8) !=
-                     settings->weights.end();                                    // on a GPU only
-    if (sparse && !fp8 && settings->device == "auto") settings->device = "cpu";  // choosing keys runs there
+    if (sparse && settings->device == "auto") settings->device = "cpu";  // choosing keys runs there
     chosen = [settings] { bench(*settings); };
   });
 }

@@ -157,7 +157,6 @@ Measurement MeasuredModel::Impl::measure(const MeasuredRun& run) {
   Measurement result;
   result.memory = {planned.weights, planned.working, planned.device_free, planned.device_total};
   result.parameters = model->weights.parameters();
-  result.backend = backend.describe();
   result.linear_flops = linear_flops(config, state);
   tell("first picture");
   const PackedText text = random_text(run.batch, options.text_tokens, config.transformer.text_channels);
@@ -184,6 +183,7 @@ Measurement MeasuredModel::Impl::measure(const MeasuredRun& run) {
     result.scales[k].seconds = middle([k](const Run& one) { return one.scales[k].seconds; });
   result.device_bytes = backend.memory_use().device_taken;
   result.products = backend.product_times();
+  result.backend = backend.describe();  // with the libraries that were loaded on the way
   return result;
 }
 
