@@ -24,13 +24,18 @@ int index_of(const std::string& name) {
 
 }  // namespace
 
+void check_weight_format(const PipelineOptions& options) {
+  if (options.weights == WeightFormat::plain) return;
+  if (options.precision == Precision::f32)
+    throw Error(ErrorKind::usage, "fp8 weights are multiplied with bf16 activations: take --dtype bf16");
+  if (options.device == "cpu")
+    throw Error(ErrorKind::usage, "fp8 weights need a Hopper GPU: take --device cuda, or --weights bf16");
+}
+
 Device open_device(const PipelineOptions& options, bool planning) {
   const DType compute = options.precision == Precision::f32 ? DType::f32 : DType::bf16;
   const bool fp8 = options.weights == WeightFormat::fp8;
-  if (fp8 && compute == DType::f32)
-    throw Error(ErrorKind::usage, "fp8 weights are multiplied with bf16 activations: take --dtype bf16");
-  if (fp8 && options.device == "cpu")
-    throw Error(ErrorKind::usage, "fp8 weights need a Hopper GPU: take --device cuda, or --weights bf16");
+  check_weight_format(options);
   Device device;
   if (options.device != "cpu") {
     const int index = index_of(options.device);
