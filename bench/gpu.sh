@@ -24,6 +24,7 @@ for size in 8b 2b 125m; do  # peer and engine one after the other, on the same w
   "$PYTHON" "$root/bench/peer_pytorch_gpu.py" --geometry "infinity-$size" --repeat "$REPEAT" >"$OUT/peer-$size.json"
   measure "$size" "infinity-$size"
   measure "$size-csla" "infinity-$size" --attention csla
+  measure "$size-csla-fp8" "infinity-$size" --attention csla --weights fp8
 done
 measure emoji "$MODEL/config.json"
 for batch in 1 2 4 8; do measure "2b-batch-$batch" infinity-2b --batch "$batch"; done

@@ -1,6 +1,6 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
-// the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms];
-// none: all; profile: each plan once, for a profiler. One JSON object on standard output.
+// the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms]
+// [fp8]; none: all; profile: each plan once, for a profiler. One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -77,7 +77,9 @@ double product_seconds(cudaStream_t stream, std::int64_t side) {
   const Buffer y(side * side, DType::bf16, 0.0F, stream);
   const Buffer workspace(Gemms::kWorkspaceBytes / 2, DType::bf16, 0.0F, stream);
   const GemmShape shape{.rows = side, .in = side, .out = side};
-  return seconds_of(stream, [&] { gemms.run(shape, x.get(), w.get(), nullptr, y.get(), workspace.get()); });
+  return seconds_of(stream, [&] {
+    gemms.run(shape, {x.get(), nullptr}, {w.get(), nullptr}, nullptr, y.get(), workspace.get());
+  });
 }
 
 struct Layer {
@@ -329,6 +331,62 @@ void measure_plan(const std::string& name, int heads, bool once, Backend& backen
   }
 }
 
+/// Microseconds of a linear layer in the middle of a recorded program that reads other weights every time.
+double layer_us(Backend& backend, LinearKind kind, std::int64_t rows, std::int64_t in, std::int64_t out) {
+  std::vector<LinearPtr> layers;
+  for (std::uint64_t i = 0; i < 8; ++i)
+    layers.push_back(backend.prepare_linear(backend.random(DType::bf16, {out, in}, i + 1, 0.02F),
+                                            backend.random(DType::bf16, {out}, i + 9, 1.0F), kind));
+  NormArgs norm;
+  norm.out = layers.front()->input;
+  const Tensor x = backend.layer_norm(backend.random(DType::f32, {rows, in}, 20, 1.0F), norm);
+  const auto body = [&] {
+    for (const LinearPtr& layer : layers) (void)backend.linear(x, *layer, Activation::none, DType::bf16);
+  };
+  backend.reserve(body);
+  const ProgramPtr program = backend.program(body);
+  std::vector<double> seconds;
+  for (int i = 0; i < 12; ++i) {
+    const MarkPtr start = backend.mark();
+    program->run();
+    if (const double time = backend.mark()->seconds_since(*start); i > 1) seconds.push_back(time);
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2] / static_cast<double>(layers.size()) * 1e6;
+}
+
+nlohmann::ordered_json measure_layer(Backend& backend, std::int64_t rows, std::int64_t in, std::int64_t out) {
+  const double bf16_us = layer_us(backend, LinearKind::plain, rows, in, out);
+  const double fp8_us = layer_us(backend, LinearKind::narrow, rows, in, out);
+  const auto numbers = static_cast<double>(in * out);
+  const double flops = 2.0 * static_cast<double>(rows) * numbers;
+  return {{"layer", fmt::format("{} x {} -> {}", rows, in, out)},
+          {"bf16_us", bf16_us},
+          {"fp8_us", fp8_us},
+          {"bf16_tflops", flops / bf16_us * 1e-6},
+          {"fp8_tflops", flops / fp8_us * 1e-6},
+          {"bf16_weights_gb_s", 2 * numbers / bf16_us * 1e-3},
+          {"fp8_weights_gb_s", numbers / fp8_us * 1e-3}};
+}
+
+/// Rows to e4m3, with GELU: bytes that must move over the time.
+nlohmann::ordered_json measure_quantise(std::int64_t rows, int width, bool gelu, cudaStream_t stream) {
+  const Buffer x(rows * width, DType::bf16, 1.0F, stream);
+  const Buffer out(rows * width, DType::bf16, 0.0F, stream);
+  const Buffer scales(rows, DType::f32, 0.0F, stream);
+  const QuantiseRows args{.x = x.get(),
+                          .type = DType::bf16,
+                          .rows = rows,
+                          .width = width,
+                          .gelu = gelu,
+                          .out = out.get(),
+                          .scales = static_cast<float*>(scales.get())};
+  const double seconds = seconds_of(stream, [&] { quantise_rows(args, stream); });
+  return {{"quantise", fmt::format("{} x {}{}", rows, width, gelu ? ", GELU" : "")},
+          {"own_us", seconds * 1e6},
+          {"own_gb_s", static_cast<double>(rows) * width * 3 / seconds * 1e-9}};
+}
+
 /// Residual, gate and norm in one: bytes that must move over the time.
 nlohmann::ordered_json measure_norm(std::int64_t rows, int width, cudaStream_t stream) {
   const Buffer x(rows * width, DType::f32, 1.0F, stream);
@@ -353,6 +411,18 @@ nlohmann::ordered_json measure_norm(std::int64_t rows, int width, cudaStream_t s
           {"own_gb_s", static_cast<double>(rows) * width * 12 / seconds * 1e-9}};
 }
 
+/// At the sizes of Infinity-8B.
+void measure_fp8(Backend& backend, cudaStream_t stream, nlohmann::ordered_json& report) {
+  for (const std::int64_t rows : {2, 32, 72, 288, 1152, 8192})
+    for (const auto& [in, out] :
+         {std::pair{3584L, 10752L}, std::pair{3584L, 3584L}, std::pair{3584L, 14336L}, std::pair{14336L, 3584L}})
+      report["fp8"].push_back(measure_layer(backend, rows, in, out));
+  for (const std::int64_t rows : {2, 288, 8192}) {
+    report["quantise"].push_back(measure_quantise(rows, 3584, false, stream));
+    report["quantise"].push_back(measure_quantise(rows, 14336, true, stream));
+  }
+}
+
 void run(const std::set<std::string>& sections) {
   const auto wanted = [&](const char* name) { return sections.empty() || sections.contains(name); };
   cudaStream_t stream = nullptr;
@@ -366,11 +436,12 @@ void run(const std::set<std::string>& sections) {
     for (const Layer& layer : kLayers) report["convolutions"].push_back(measure(layer, library.get(), rate, stream));
   if (wanted("attention"))
     for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
+  const auto device = [&](bool hopper) {
+    return make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper},
+                             why);
+  };
   if (wanted("lists")) {
-    const std::unique_ptr<Backend> backend =
-        make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false, .hopper = true}, why);
-    const std::unique_ptr<Backend> older =
-        make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false, .hopper = false}, why);
+    const std::unique_ptr<Backend> backend = device(true), older = device(false);
     if (!backend || !older) throw Error(ErrorKind::system, why);
     const auto add = [&](const Lists& lists, int heads) {
       report["lists"].push_back(measure(lists, heads, *backend, *older));
@@ -384,8 +455,7 @@ void run(const std::set<std::string>& sections) {
   }
   const bool profile = sections.contains("profile");
   if (profile || wanted("plans")) {
-    const std::unique_ptr<Backend> backend =
-        make_cuda_backend({.compute = DType::bf16, .device = 0, .planning = false, .hopper = true}, why);
+    const std::unique_ptr<Backend> backend = device(true);
     if (!backend) throw Error(ErrorKind::system, why);
     for (const char* name : {"csla", "csla-blocks", "cs4a-rows", "cs4a", "probe", "sparvar"})
       measure_plan(name, 28, profile, *backend, report);
@@ -393,6 +463,14 @@ void run(const std::set<std::string>& sections) {
   if (wanted("norms"))
     for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})
       report["norms"].push_back(measure_norm(rows, 3584, stream));
+  if (wanted("fp8")) {
+    const std::unique_ptr<Backend> backend =
+        make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = true, .planning = false, .hopper = true}, why);
+    if (backend)
+      measure_fp8(*backend, stream, report);
+    else
+      report["no_fp8"] = why;
+  }
   fmt::print("{}\n", report.dump(1));
 }
 

@@ -27,7 +27,7 @@ def times(scales):
 
 
 def pictures(folder):
-    print("\n### One 1024x1024 picture with guidance, random weights, bf16, without the text encoder\n")
+    print("\n### One 1024x1024 picture with guidance, random weights, bf16 but where it says fp8, without the text encoder\n")
     print("Milliseconds; share: the time that the linear layers alone need at the rate of a large product (8192^3) in the same process.\n")
     header("", "total", "scales 0-8", "9", "10", "11", "12", "decode", "peak GiB", "linear layers' share", "against PyTorch")
     for size, name in (("8b", "Infinity-8B"), ("2b", "Infinity-2B"), ("125m", "Infinity-125M")):
@@ -36,11 +36,12 @@ def pictures(folder):
             peer = load(folder, f"peer-{size}")
             row(f"{name}, PyTorch", f"{1e3 * peer['total_seconds']:.0f}", *times(peer["scale_seconds"]), f"{1e3 * peer['decode_seconds']:.1f}",
                 gib(peer["peak_bytes"]), "", "1.0x")
-        for kind in ("", "-csla"):
+        for kind in ("", "-csla", "-csla-fp8"):
             if not (folder / f"{size}{kind}.json").exists():
                 continue
             own = load(folder, f"{size}{kind}")
-            row(f"{name}, {own['attention']}", f"**{1e3 * own['total_seconds']:.0f}**", *times([s["seconds"] for s in own["scales"]]),
+            weights = ", fp8" if own.get("weights") == "fp8" else ""
+            row(f"{name}, {own['attention']}{weights}", f"**{1e3 * own['total_seconds']:.0f}**", *times([s["seconds"] for s in own["scales"]]),
                 f"{1e3 * own['decode_seconds']:.1f}", gib(own["device_bytes"]),
                 f"{100 * own['share_of_product_rate']:.0f} % of {own['product_tflops']:.0f} TFLOP/s",
                 f"{peer['total_seconds'] / own['total_seconds']:.2f}x" if peer else "")
@@ -81,6 +82,17 @@ def kernels(folder):
     header("rows", "us", "GB/s")
     for r in all_rows["norms"]:
         row(r["norm"].split()[0], f"{r['own_us']:.1f}", f"{r['own_gb_s']:.0f}")
+    if "fp8" not in all_rows:
+        return
+    print("\n### Linear layers of Infinity-8B, bf16 and fp8 (e4m3), weights read from memory every time\n")
+    header("rows x in -> out", "bf16 us", "fp8 us", "bf16 TFLOP/s", "fp8 TFLOP/s", "fp8 weights GB/s", "speed-up")
+    for r in all_rows["fp8"]:
+        row(r["layer"], f"{r['bf16_us']:.1f}", f"{r['fp8_us']:.1f}", f"{r['bf16_tflops']:.0f}", f"{r['fp8_tflops']:.0f}",
+            f"{r['fp8_weights_gb_s']:.0f}", f"{r['bf16_us'] / r['fp8_us']:.2f}x")
+    print("\n### Rows to e4m3\n")
+    header("rows x channels", "us", "GB/s")
+    for r in all_rows["quantise"]:
+        row(r["quantise"], f"{r['own_us']:.1f}", f"{r['own_gb_s']:.0f}")
 
 
 def tables(folder):

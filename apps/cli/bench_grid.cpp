@@ -161,9 +161,9 @@ std::string BenchTable::to_string(TableFormat format) const {
 
 Json against_dense(const BenchTable& table, const Json& row, const std::vector<std::string>& alike,
                    const std::string& seconds) {
-  if (row.at("attention") == "dense") return {};
+  if (row.at("attention") == "dense" || row.at(seconds).is_null()) return {};
   for (const Json& other : table.rows()) {
-    if (other.at("attention") != "dense") continue;
+    if (other.at("attention") != "dense" || other.at(seconds).is_null()) continue;
     if (std::all_of(alike.begin(), alike.end(), [&](const std::string& key) { return other.at(key) == row.at(key); }))
       return other.at(seconds).get<double>() / row.at(seconds).get<double>();
   }

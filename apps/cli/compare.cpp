@@ -107,6 +107,7 @@ std::string json_report(const Settings& settings, const ModelInfo& model, const 
                {"prompt", settings.prompts.front()},
                {"seed", settings.compare.generate.seed},
                {"dtype", name_of(settings.pipeline.precision)},
+               {"weights", name_of(settings.pipeline.weights, settings.pipeline.precision)},
                {"gain", settings.gain},
                {"warm", comparison.cold_seconds > 0},
                {"cold_seconds", comparison.cold_seconds},
@@ -197,6 +198,7 @@ void add_compare(CLI::App& program, Action& chosen) {
   command->add_flag("--cold", settings->cold, "Do not draw a dense picture first to warm up");
   add_device(*command, settings->pipeline);
   add_precision(*command, settings->pipeline);
+  add_weights(*command, settings->pipeline);
   add_number(*command, "--threads", settings->pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
   command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
       ->type_name("DIR");

@@ -25,4 +25,18 @@ void add_precision(CLI::App& command, PipelineOptions& options) {
       ->type_name("f32|bf16");
 }
 
+void add_weights(CLI::App& command, PipelineOptions& options) {
+  command
+      .add_option_function<std::string>(
+          "--weights", [&options](const std::string& name) { options.weights = parse_weights(name); },
+          "Of the transformer's blocks: bf16, as --dtype says, or fp8: half the memory, on Hopper GPUs (bf16)")
+      ->type_name("bf16|fp8");
+}
+
+WeightFormat parse_weights(const std::string& name) {
+  if (name == "bf16") return WeightFormat::plain;
+  if (name == "fp8") return WeightFormat::fp8;
+  throw CLI::ValidationError("--weights", fmt::format("expected bf16 or fp8, found '{}'", name));
+}
+
 }  // namespace sparvar::cli

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <string>
 
 #include "sparvar/pipeline.h"
 
@@ -12,5 +13,9 @@ constexpr const char* kDeviceHelp =
     "auto: a GPU where there is one and it runs the plan (auto)";
 void add_device(CLI::App& command, PipelineOptions& options);
 void add_precision(CLI::App& command, PipelineOptions& options);
+void add_weights(CLI::App& command, PipelineOptions& options);
+
+/// bf16 (as --dtype says) or fp8; throws CLI::ValidationError.
+WeightFormat parse_weights(const std::string& name);
 
 }  // namespace sparvar::cli

@@ -120,6 +120,7 @@ void declare_rest(CLI::App& command, Settings& settings) {
   add_plan_source(command, settings.plan, "sparvar on the CPU, dense on a GPU");
   add_device(command, settings.pipeline);
   add_precision(command, settings.pipeline);
+  add_weights(command, settings.pipeline);
   add_number(command, "--threads", settings.pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
   command.add_option("--model", settings.pipeline.model_dir, "Folder of the model (the bundled one)")->type_name("DIR");
   add_number(command, "--batch", settings.generate.batch, Range<int>{1, 1024},
@@ -245,7 +246,7 @@ void generate(Settings& settings) {
   const GenerateResult result = pipeline.generate(options);
   display.clear();
 
-  Run run{model, options, result, memory, {}, settings.pipeline.precision, load_seconds};
+  Run run{model, options, result, memory, {}, settings.pipeline.precision, settings.pipeline.weights, load_seconds};
   const int quality = settings.quality.value_or(kDefaultQuality);
   write_pictures(run, output, quality);
   if (!settings.sheet.empty()) {

@@ -106,6 +106,7 @@ void add_info(CLI::App& program, Action& chosen) {
       ->type_name("DIR");
   add_device(*command, settings->pipeline);
   add_precision(*command, settings->pipeline);
+  add_weights(*command, settings->pipeline);
   command->add_flag("--json", settings->json, "One JSON object on standard output");
   command->add_flag("--quiet", settings->quiet, "No progress");
   command->callback([settings, &chosen] { chosen = [settings] { info(*settings); }; });

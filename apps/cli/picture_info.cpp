@@ -82,6 +82,7 @@ std::string redraw_command(const ImageMetadata& texts) {
     if (const int skipped = s.at("skip_scales").get<int>(); skipped > 0) add("--skip-scales", std::to_string(skipped));
     if (const int until = s.at("uncond_until").get<int>(); until >= 0) add("--uncond-until", std::to_string(until));
     add("--dtype", s.at("dtype").get<std::string>());
+    if (s.value("weights", "") == "fp8") add("--weights", "fp8");  // not in older files
     const std::string preset = preset_name(s.at("plan"));
     preset.empty() ? add("--plan", "PLAN.json") : add("--attention", preset);
     if (!of_bundled_model(text_of(texts, "model_hash"))) add("--model", "MODEL_DIR");

@@ -57,7 +57,8 @@ Json settings_json(const Run& run) {
           {"size", run.options.size},
           {"skip_scales", run.options.skip_scales},
           {"uncond_until", run.options.uncond_until},
-          {"dtype", name_of(run.precision)}};
+          {"dtype", name_of(run.precision)},
+          {"weights", name_of(run.weights, run.precision)}};
 }
 
 Json memory_json(const MemoryPlan& plan) {
@@ -98,6 +99,9 @@ Json timing_json(const Run& run) {
 }  // namespace
 
 const char* name_of(Precision precision) { return precision == Precision::f32 ? "f32" : "bf16"; }
+const char* name_of(WeightFormat weights, Precision precision) {
+  return weights == WeightFormat::fp8 ? "fp8" : name_of(precision);
+}
 
 std::string dump(const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"; }
 

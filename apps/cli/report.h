@@ -18,6 +18,7 @@ struct Run {
   const MemoryPlan& memory;        // peak 0 on a GPU
   std::vector<std::string> paths;  // of result.pictures, in order
   Precision precision = Precision::bf16;
+  WeightFormat weights = WeightFormat::plain;
   double load_seconds = 0;
 };
 
@@ -31,6 +32,8 @@ std::string memory_line(const MemoryPlan& plan);
 ImageMetadata picture_metadata(const Run& run, const Picture& picture);
 
 const char* name_of(Precision precision);
+/// What the weights of the blocks are: fp8, or the numbers of the activations.
+const char* name_of(WeightFormat weights, Precision precision);
 nlohmann::ordered_json to_json(const ModelInfo& model);
 /// This machine, what runs on it, and the largest memory so far.
 nlohmann::ordered_json machine_json(const ModelInfo& model);

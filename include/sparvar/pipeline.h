@@ -36,6 +36,7 @@ struct PipelineOptions {
   int threads = 0;                                     // of the CPU; 0: all cores
   std::string device = "auto";                         // cpu, cuda, cuda:N; auto: a GPU where there is a usable one
   std::function<void(const Progress&)> on_progress{};  // of loading
+  WeightFormat weights = WeightFormat::plain;
 };
 
 /// Memory a GPU holds for a model, in bytes. All zero on the CPU, which plans none.

@@ -22,8 +22,16 @@ class Linear {
   virtual ~Linear() = default;
   std::int64_t in = 0;
   std::int64_t out = 0;
+  DType input = DType::f32;  // type that x is best given in; others are converted
 };
 using LinearPtr = std::shared_ptr<Linear>;
+
+/// What the numbers of a layer may be.
+enum class LinearKind {
+  plain,    // the compute type
+  precise,  // f32 whatever the compute type: small layers that everything after them hangs on
+  narrow,   // 8 bits where the backend was made for them and the layer's sizes allow, else as plain
+};
 
 /// Weights of a 2-D convolution. Padding in pixels: top/left and bottom/right may differ (the encoder's stride-2 form).
 class Convolution {
@@ -81,7 +89,7 @@ struct NormArgs {
   Tensor shift;
   float one_plus = 0.0F;  // 1 for a modulation, whose scale is a difference from 1
   float eps = 1e-6F;
-  DType out = DType::f32;
+  DType out = DType::f32;  // or bf16, or the `input` of the layer that reads it
 };
 
 /// A fixed sequence of operations on fixed tensors. Values of the tensors may change between runs, nothing else.
@@ -158,14 +166,14 @@ class Backend {
   virtual Tensor repeat(const Tensor& x, int times) = 0;
 
   // ---- weights
-  /// `precise`: multiply in f32 whatever the compute type (small layers that everything after them hangs on). Bias may
-  /// be undefined.
-  virtual LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, bool precise = false) = 0;
+  /// Bias may be undefined.
+  virtual LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, LinearKind kind = LinearKind::plain) = 0;
   virtual ConvolutionPtr prepare_convolution(const Tensor& weight_oihw, const Tensor& bias, int stride, int pad_begin,
                                              int pad_end) = 0;
 
   // ---- dense layers
-  /// act(x W^T + b): x [rows, in] (f32 or compute type) -> [rows, out] of type `out`.
+  /// act(x W^T + b): x [rows, in] (f32, compute type or weights.input) -> [rows, out] of type `out`: f32, compute type
+  /// or the `input` of the layer that reads it.
   virtual Tensor linear(const Tensor& x, const Linear& weights, Activation activation, DType out) = 0;
   /// residual[g] += gate[g] * y[g]: residual f32 [B, n, C], gate f32 [G, C] for G equal parts of its rows, or undefined
   /// (1), y f32 or compute type.
@@ -265,6 +273,8 @@ std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
 struct CudaOptions {
   DType compute = DType::bf16;
   int device = 0;
+  /// Layers of LinearKind::narrow multiply e4m3 numbers; Hopper only, with compute = bf16.
+  bool fp8 = false;
   /// Computes nothing and takes no memory: everything made with it only adds up what would be needed (memory_use()).
   bool planning = false;
   /// false: on Hopper too, attend to lists of keys with the kernel of sm_80, to test and compare it.

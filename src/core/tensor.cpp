@@ -30,7 +30,7 @@ std::size_t size_of(DType dtype) {
 }
 
 const char* name_of(DType dtype) {
-  constexpr const char* names[] = {"F32", "BF16", "F16", "F64", "I8", "U8", "I16", "I32", "I64", "BOOL"};
+  constexpr const char* names[] = {"F32", "BF16", "F16", "F64", "I8", "U8", "I16", "I32", "I64", "BOOL", "F8_E4M3"};
   return names[static_cast<int>(dtype)];
 }
 
@@ -161,6 +161,8 @@ Tensor Tensor::to(DType dtype) const {
     case DType::f16:
       convert(out, [p = data<std::uint16_t>()](std::int64_t i) { return half_to_float(p[i]); });
       break;
+    case DType::e4m3:
+      throw Error(ErrorKind::usage, "F8_E4M3 tensors are read by a device only");
   }
   return out;
 }

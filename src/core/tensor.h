@@ -9,7 +9,9 @@
 
 namespace sparvar {
 
-enum class DType : std::uint8_t { f32, bf16, f16, f64, i8, u8, i16, i32, i64, boolean };
+/// e4m3: 8-bit floats [..., C] of a device, with an f32 factor for every row of C behind them; only the backend that
+/// made such a tensor reads it, and whole (no rows() of it).
+enum class DType : std::uint8_t { f32, bf16, f16, f64, i8, u8, i16, i32, i64, boolean, e4m3 };
 
 std::size_t size_of(DType dtype);
 const char* name_of(DType dtype);

@@ -24,17 +24,30 @@ int index_of(const std::string& name) {
 
 }  // namespace
 
+void check_weight_format(const PipelineOptions& options) {
+  if (options.weights == WeightFormat::plain) return;
+  if (options.precision == Precision::f32)
+    throw Error(ErrorKind::usage, "fp8 weights are multiplied with bf16 activations: take --dtype bf16");
+  if (options.device == "cpu")
+    throw Error(ErrorKind::usage, "fp8 weights need a Hopper GPU: take --device cuda, or --weights bf16");
+}
+
 Device open_device(const PipelineOptions& options, bool planning) {
   const DType compute = options.precision == Precision::f32 ? DType::f32 : DType::bf16;
+  const bool fp8 = options.weights == WeightFormat::fp8;
+  check_weight_format(options);
   Device device;
   if (options.device != "cpu") {
     const int index = index_of(options.device);
-    device.backend = make_cuda_backend({.compute = compute, .device = index, .planning = planning, .hopper = true}, device.why_no_gpu);
+    device.backend = make_cuda_backend(
+        {.compute = compute, .device = index, .fp8 = fp8, .planning = planning, .hopper = true}, device.why_no_gpu);
     device.gpu = device.backend != nullptr;
     if (!device.gpu && options.device != "auto")
       throw Error(ErrorKind::system,
                   fmt::format("device {}: {}; --device cpu does without", options.device, device.why_no_gpu));
   }
+  if (!device.gpu && fp8)
+    throw Error(ErrorKind::system, fmt::format("fp8 weights: {}; take --weights bf16", device.why_no_gpu));
   if (!device.gpu) device.backend = make_cpu_backend({.compute = compute, .threads = options.threads});
   return device;
 }

@@ -19,6 +19,9 @@ struct Device {
 /// was asked for that is not there. `planning`: as CudaOptions; a CPU is given as it is.
 Device open_device(const PipelineOptions& options, bool planning = false);
 
+/// Throws Error(usage) where no device could have such weights.
+void check_weight_format(const PipelineOptions& options);
+
 /// Throws Error(system) where a GPU has less free than `use` asks for, drawing `batch` pictures at once; the message
 /// names an option that makes it fit. `what`: the model.
 void require_device_memory(const std::string& what, const MemoryUse& use, Precision precision, int batch);

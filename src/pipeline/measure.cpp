@@ -7,6 +7,7 @@
 #include "core/clock.h"
 #include "models/random_weights.h"
 #include "pipeline/device.h"
+#include "pipeline/job.h"
 #include "pipeline/load_report.h"
 #include "pipeline/median.h"
 #include "pipeline/session.h"
@@ -39,13 +40,15 @@ Run draw(Session& session, Backend& backend, const PackedText& text, const WalkI
 }
 
 /// Of the linear layers that run on tokens; those on texts are few and left out.
-double linear_flops(const ModelConfig& config, int rows_a_token, int pictures) {
+double linear_flops(const ModelConfig& config, const StateShape& shape) {
   const InfinityConfig& t = config.transformer;
   const double width = t.embed_dim;
   const double layer = 6 * width * width + 2 * width * t.ffn_dim();  // qkv 3, sa_proj, ca_q, ca_proj; fc1, fc2
-  double tokens = 0;
-  for (const Grid& grid : config.schedule) tokens += grid.tokens();
-  return 2 * tokens * (rows_a_token * (t.depth * layer + width * 2 * t.bits()) + pictures * width * t.bits());
+  double flops = 0;
+  for (int k = 0; k < static_cast<int>(shape.schedule.size()); ++k)
+    flops += 2.0 * shape.schedule[static_cast<std::size_t>(k)].tokens() *
+             (shape.rows_at(k) * (t.depth * layer + width * 2 * t.bits()) + shape.pictures * width * t.bits());
+  return flops;
 }
 
 PackedText random_text(int count, int tokens, int channels) {
@@ -70,8 +73,14 @@ struct Model {
 
 double product_rate(Backend& backend) {
   const std::int64_t side = backend.records() ? 8192 : 1024;
-  const Tensor x = backend.random(backend.compute_type(), {side, side}, 1, 1.0F);
-  const LinearPtr weight = backend.prepare_linear(backend.random(backend.compute_type(), {side, side}, 2, 0.01F), {});
+  const LinearPtr weight =
+      backend.prepare_linear(backend.random(backend.compute_type(), {side, side}, 2, 0.01F), {}, LinearKind::narrow);
+  Tensor x = backend.random(backend.compute_type(), {side, side}, 1, 1.0F);
+  if (weight->input != x.dtype()) {  // a norm makes what such a layer reads
+    NormArgs norm;
+    norm.out = weight->input;
+    x = backend.layer_norm(backend.random(DType::f32, {side, side}, 1, 1.0F), norm);
+  }
   const auto multiply = [&] { (void)backend.linear(x, *weight, Activation::none, backend.compute_type()); };
   backend.reserve(multiply);
   std::vector<double> times;
@@ -84,66 +93,107 @@ double product_rate(Backend& backend) {
   return 2.0 * static_cast<double>(side) * static_cast<double>(side) * static_cast<double>(side) / median(times);
 }
 
-Measurement measure_model(const MeasureOptions& options) {
-  const ModelConfig config = geometry(options.geometry);
-  const auto tell = [&](const std::string& what) {
+struct MeasuredModel::Impl {
+  explicit Impl(MeasureOptions given)
+      : options(std::move(given)), config(geometry(options.geometry)), planner(open_device(options.pipeline, true)) {
+    if (planner.gpu) dry = std::make_unique<Model>(config, *planner.backend);
+  }
+
+  void tell(const std::string& what) const {
     if (options.on_progress) options.on_progress(what);
-  };
-  const StateShape shape{.pictures = options.batch,
-                         .guided = guided(config.default_cfg),
-                         .schedule = config.schedule,
-                         .rope_grid = config.rope_grid,
-                         .plan = options.plan,
-                         .text_tokens = static_cast<std::int64_t>(options.batch) * options.text_tokens,
-                         .longest_text = options.text_tokens};
-  Measurement result;
-  if (const Device planner = open_device(options.pipeline, true); planner.gpu) {
-    Model dry(config, *planner.backend);
-    planner.backend->reserve([&] { Session(dry.transformer, dry.vae, *planner.backend, shape).run_programs(); });
-    const MemoryUse use = planner.backend->memory_use();
-    require_device_memory(options.geometry, use, options.pipeline.precision, options.batch);
-    result.memory = {use.weights, use.working, use.device_free, use.device_total};
   }
-  const Device device = open_device(options.pipeline);
+  void load(std::int64_t bytes) {
+    if (model) return;
+    tell("weights");
+    device = open_device(options.pipeline);
+    LoadReport report(bytes > 0 ? options.on_load : nullptr, bytes);
+    model = std::make_unique<Model>(config, *device.backend, [&report](std::int64_t more) { report.add(more); });
+    report.finish();
+  }
+  Job job(const MeasuredRun& run) const;
+  StateShape shape(const Job& job, const MeasuredRun& run) const;
+  MemoryUse plan(const StateShape& shape, const MeasuredRun& run);
+  Measurement measure(const MeasuredRun& run);
+
+  MeasureOptions options;
+  ModelConfig config;
+  Device planner, device;
+  std::unique_ptr<Model> dry, model;  // die before their devices
+};
+
+Job MeasuredModel::Impl::job(const MeasuredRun& run) const {
+  GenerateOptions generate;
+  generate.prompts = {""};
+  generate.pictures_per_prompt = generate.batch = run.batch;
+  generate.skip_scales = run.skip_scales;
+  generate.uncond_until = run.uncond_until;
+  generate.plan = run.plan;
+  return checked_job(config, generate, static_cast<int>(config.schedule.size()));
+}
+
+StateShape MeasuredModel::Impl::shape(const Job& job, const MeasuredRun& run) const {
+  StateShape shape = job.state_shape(run.batch, static_cast<std::int64_t>(run.batch) * options.text_tokens, run.plan);
+  shape.longest_text = options.text_tokens;
+  return shape;
+}
+
+/// What the run needs of a GPU; throws where it is not there. All zero on the CPU.
+MemoryUse MeasuredModel::Impl::plan(const StateShape& shape, const MeasuredRun& run) {
+  if (!dry) return {};
+  Backend& backend = *planner.backend;
+  backend.reserve([&] { Session(dry->transformer, dry->vae, backend, shape).run_programs(); });
+  const MemoryUse use = backend.memory_use();
+  require_device_memory(options.geometry, use, options.pipeline.precision, run.batch);
+  return use;
+}
+
+Measurement MeasuredModel::Impl::measure(const MeasuredRun& run) {
+  const Job checked = job(run);
+  const StateShape state = shape(checked, run);
+  const MemoryUse planned = plan(state, run);
+  load(planned.weights);
   Backend& backend = *device.backend;
-  tell("weights");
-  LoadReport report(result.memory.weights > 0 ? options.on_load : nullptr, result.memory.weights);
-  Model model(config, backend, [&report](std::int64_t bytes) { report.add(bytes); });
-  report.finish();
-  result.parameters = model.weights.parameters();
+  Measurement result;
+  result.memory = {planned.weights, planned.working, planned.device_free, planned.device_total};
+  result.parameters = model->weights.parameters();
+  result.linear_flops = linear_flops(config, state);
   tell("first picture");
-  const PackedText text = random_text(options.batch, options.text_tokens, config.transformer.text_channels);
+  const PackedText text = random_text(run.batch, options.text_tokens, config.transformer.text_channels);
   WalkInputs inputs;
-  inputs.cfg = config.default_cfg;
-  inputs.tau = config.default_tau;
+  inputs.cfg = checked.cfg;
+  inputs.tau = checked.tau;
   const auto start = Clock::now();
-  {
-    backend.reserve([&] { Session(model.transformer, model.vae, backend, shape).run_programs(); });
-    Session session(model.transformer, model.vae, backend, shape);
-    draw(session, backend, text, inputs);
-    result.first = seconds_since(start);
-    std::vector<Run> runs;
-    for (int r = 0; r < options.repeat; ++r) {
-      tell(fmt::format("picture {} of {}", r + 1, options.repeat));
-      inputs.sampling.seed = static_cast<std::uint64_t>(r);
-      runs.push_back(draw(session, backend, text, inputs));
-    }
-    const auto middle = [&](auto value) { return median_of(runs, value); };
-    result.text = middle([](const Run& run) { return run.text; });
-    result.decode = middle([](const Run& run) { return run.decode; });
-    result.total = middle([](const Run& run) { return run.total; });
-    result.scales = runs.front().scales;
-    for (std::size_t k = 0; k < result.scales.size(); ++k)
-      result.scales[k].seconds = middle([k](const Run& run) { return run.scales[k].seconds; });
-    const MemoryUse use = backend.memory_use();
-    result.device_bytes = use.device_taken;
+  backend.reserve([&] { Session(model->transformer, model->vae, backend, state).run_programs(); });
+  Session session(model->transformer, model->vae, backend, state);
+  draw(session, backend, text, inputs);
+  result.first = seconds_since(start);
+  std::vector<Run> runs;
+  for (int r = 0; r < run.repeat; ++r) {
+    tell(fmt::format("picture {} of {}", r + 1, run.repeat));
+    inputs.sampling.seed = static_cast<std::uint64_t>(r);
+    runs.push_back(draw(session, backend, text, inputs));
   }
+  const auto middle = [&](auto value) { return median_of(runs, value); };
+  result.text = middle([](const Run& one) { return one.text; });
+  result.decode = middle([](const Run& one) { return one.decode; });
+  result.total = middle([](const Run& one) { return one.total; });
+  result.scales = runs.front().scales;
+  for (std::size_t k = 0; k < result.scales.size(); ++k)
+    result.scales[k].seconds = middle([k](const Run& one) { return one.scales[k].seconds; });
+  result.device_bytes = backend.memory_use().device_taken;
   result.products = backend.product_times();
-  tell("matrix product");
-  result.product_rate = product_rate(backend);
-  result.linear_flops = linear_flops(config, (shape.guided ? 2 : 1) * options.batch, options.batch);
-  result.backend = backend.describe();
+  result.backend = backend.describe();  // with the libraries that were loaded on the way
   return result;
+}
+
+MeasuredModel::MeasuredModel(MeasureOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+MeasuredModel::~MeasuredModel() = default;
+void MeasuredModel::require(const MeasuredRun& run) { impl_->plan(impl_->shape(impl_->job(run), run), run); }
+Measurement MeasuredModel::measure(const MeasuredRun& run) { return impl_->measure(run); }
+double MeasuredModel::rate() {
+  impl_->load();
+  impl_->tell("matrix product");
+  return product_rate(*impl_->device.backend);
 }
 
 }  // namespace sparvar

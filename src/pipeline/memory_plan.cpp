@@ -7,6 +7,7 @@
 
 #include "attention/key_lists.h"
 #include "core/parallel.h"
+#include "pipeline/device.h"
 #include "pipeline/job.h"
 #include "pipeline/model_files.h"
 #include "sparvar/pipeline.h"
@@ -133,6 +134,7 @@ std::int64_t picture_bytes(const ModelConfig& config, const Job& job) {
 }
 
 MemoryPlan planned(const Model& model, const PipelineOptions& pipeline, const GenerateOptions& options) {
+  check_weight_format(pipeline);
   const Job job = checked_job(model.config, options, model.files.levels());
   const Walked walked = walk_bytes(model.config.transformer, job, options.plan, pipeline.precision);
   MemoryPlan plan;

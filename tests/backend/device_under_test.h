@@ -59,8 +59,8 @@ class HostSide final : public Backend {
   Tensor repeat(const Tensor& x, int times) override { return down(device_->repeat(up(x), times)); }
   Tensor grown(const Tensor& x, std::int64_t more) override { return down(device_->grown(up(x), more)); }
 
-  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) override {
-    return device_->prepare_linear(weight, bias, precise);
+  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, LinearKind kind) override {
+    return device_->prepare_linear(weight, bias, kind);
   }
   ConvolutionPtr prepare_convolution(const Tensor& weight, const Tensor& bias, int stride, int begin,
                                      int end) override {
@@ -207,8 +207,8 @@ class HostSide final : public Backend {
 inline std::unique_ptr<Backend> make_backend(DType compute, int threads = 2) {
   if (!on_gpu()) return make_cpu_backend({.compute = compute, .threads = threads});
   std::string why;
-  auto device =
-      make_cuda_backend({.compute = compute, .device = 0, .planning = false, .hopper = !without_hopper()}, why);
+  auto device = make_cuda_backend(
+      {.compute = compute, .device = 0, .fp8 = false, .planning = false, .hopper = !without_hopper()}, why);
   if (!device) throw Error(ErrorKind::system, why);
   return std::make_unique<HostSide>(std::move(device));
 }

@@ -256,6 +256,8 @@ class BadInput(CliTest):
             ([prompt, "--top-p", "nan"], "--top-p"),
             ([prompt, "--top-k", "-1"], "--top-k"),
             ([prompt, "--dtype", "f16"], "--dtype", "bf16"),
+            ([prompt, "--weights", "fp4"], "--weights", "fp8"),
+            ([prompt, "--weights", "fp8", "--device", "cpu"], "Hopper"),
             ([prompt, "--attention", "prob"], "prob", "probe"),
             ([prompt, "--attention", "dense", "--plan", "plan.json"], "--plan", "--attention"),
             ([prompt, "other", "-o", str(self.out / "one.png")], "one.png", "folder"),

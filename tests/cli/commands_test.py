@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -268,6 +269,32 @@ class Bench(CommandTest):
         self.assertGreater(report["parameters"], 1_000_000)
         self.assertIn("random parameters", self.ok(*arguments).stdout.decode())
 
+    def test_the_whole_table_in_one_command(self):
+        config = json.loads((cli_test.MODEL / "config.json").read_text())
+        config["scales"] = config["scales"][:4]
+        (self.dir / "tiny.json").write_text(json.dumps(config))
+        grid = ["bench", "model", "-r", 1, "--device", "cpu", "--quiet", "--attention", "dense,csla", "--skip-scales", "0,1",
+                "--uncond-until", "all,2"]
+        for source in (["--geometry", self.dir / "tiny.json", "--random-weights"], ["--model", self.small_model()]):
+            with self.subTest(source):
+                rows = json.loads(self.ok(*grid, *source, "--weights", "bf16,fp8", "--json").stdout)["rows"]
+                self.assertEqual([(r["weights"], r["skip_scales"], r["uncond_until"], r["attention"]) for r in rows],
+                                 [(w, s, u, a) for w in ("bf16", "fp8") for s in (0, 1) for u in ("all", "2")
+                                  for a in ("dense", "csla")])
+                for r in rows:
+                    if r["weights"] == "fp8":  # what the device does not run is marked, and does not end the table
+                        self.assertIn("Hopper", r["refused"])
+                        self.assertIsNone(r["total_s"])
+                    else:
+                        self.assertIsNone(r["refused"])
+                        self.assertGreater(r["total_s"], 0)
+                    self.assertEqual(r["against_dense"] is not None, r["weights"] == "bf16" and r["attention"] == "csla")
+                # The line of a row makes the row; where nothing at all runs it is an error.
+                again = json.loads(self.ok(*shlex.split(rows[7]["command"])[1:], "--json", "--quiet").stdout)
+                again = again["rows"][0] if "rows" in again else again
+                self.assertEqual((again["skip_scales"], again["uncond_until"], again["attention"]), (1, "2", "csla"))
+                self.assert_refused(run(*shlex.split(rows[8]["command"])[1:], "--quiet", cwd=self.out), 2, "Hopper", "--weights bf16")
+
     def test_bad_input(self):
         for arguments, *words in [
             ([], "attention", "model", "tokenizer"),
@@ -277,6 +304,10 @@ class Bench(CommandTest):
             (["attention", "--scale", "13"], "--scale 13", "0 to 12"),
             (["attention", "--scale", "1,x"], "--scale", "x"),
             (["attention", "--dtype", "f16"], "--dtype", "f16"),
+            (["model", "--weights", "bf16,fp4"], "--weights", "fp4"),
+            (["model", "--skip-scales", "3"], "--skip-scales", "0 to 2"),
+            (["model", "--uncond-until", "5,x"], "--uncond-until", "x"),
+            (["model", "--dtype", "f32", "--weights", "fp8", "--device", "cpu", "--quiet"], "--dtype bf16"),
             (["attention", "--format", "xml"], "--format", "csv"),
             (["attention", "--repaet", "3"], "bench attention", "--repeat"),
             (["tokenizer", "more"], "more"),

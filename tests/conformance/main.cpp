@@ -35,7 +35,7 @@ void run(const std::string& dir, const Settings& settings, Report& report) {
 }
 
 constexpr const char* kUsage =
-    "usage: conformance [--bf16] [--device NAME] [--model DIR] DIR...\n"
+    "usage: conformance [--bf16] [--fp8] [--device NAME] [--model DIR] DIR...\n"
     "       conformance [--bf16] [--device NAME] [--model DIR] --against NAME [--against-bf16] [--attention PLAN] "
     "[--margin X] [--scales N] DIR...";
 
@@ -68,6 +68,8 @@ Arguments read_arguments(const std::vector<std::string>& words) {
     };
     if (word == "--bf16")
       settings.bf16 = true;
+    else if (word == "--fp8")
+      settings.bf16 = settings.fp8 = true;
     else if (word == "--against-bf16")
       settings.against_bf16 = true;
     else if (word == "--device")

@@ -67,6 +67,7 @@ std::unique_ptr<Backend> Settings::backend(DType type) const {
   PipelineOptions options;
   options.precision = type == DType::bf16 ? Precision::bf16 : Precision::f32;
   options.device = device;
+  if (fp8 && type == DType::bf16) options.weights = WeightFormat::fp8;
   return std::move(open_device(options).backend);
 }
 

@@ -15,6 +15,7 @@ namespace sparvar::conformance {
 
 struct Settings {
   bool bf16 = false;      // compute type of the whole-model kinds
+  bool fp8 = false;       // weights of their blocks; with bf16
   std::string model_dir;  // of the bundled model
   std::string device = "cpu";
   std::string against;                // a device: compares with it and not with the fixture's values

@@ -43,7 +43,8 @@ class BatchBits : public ::testing::Test {
   static std::unique_ptr<Backend> device() {
     if (!testing::on_gpu()) return make_cpu_backend({.compute = DType::f32, .threads = 2});
     std::string why;
-    auto backend = make_cuda_backend({.compute = DType::f32, .device = 0, .planning = false}, why);
+    auto backend =
+        make_cuda_backend({.compute = DType::f32, .device = 0, .fp8 = false, .planning = false, .hopper = true}, why);
     if (!backend) throw Error(ErrorKind::system, why);
     return backend;
   }

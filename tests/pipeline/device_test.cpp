@@ -46,7 +46,8 @@ class SmallModel {
 std::unique_ptr<Backend> device(DType compute) {
   if (!testing::on_gpu()) return make_cpu_backend({.compute = compute, .threads = 2});
   std::string why;
-  auto backend = make_cuda_backend({.compute = compute, .device = 0, .planning = false}, why);
+  auto backend =
+      make_cuda_backend({.compute = compute, .device = 0, .fp8 = false, .planning = false, .hopper = true}, why);
   if (!backend) throw Error(ErrorKind::system, why);
   return backend;
 }

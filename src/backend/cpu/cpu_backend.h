@@ -37,7 +37,7 @@ class CpuBackend final : public Backend {
   Tensor grown(const Tensor& cache, std::int64_t more) override;
 
   // linear.cpp
-  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) override;
+  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, LinearKind kind) override;
   Tensor linear(const Tensor& x, const Linear& weights, Activation activation, DType out) override;
 
   // norm.cpp

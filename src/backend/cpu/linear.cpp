@@ -90,11 +90,12 @@ bool multiplies_bf16() {
   return supported;
 }
 
-LinearPtr CpuBackend::prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) {
-  const DType type = precise || !multiplies_bf16() ? DType::f32 : compute_;
+LinearPtr CpuBackend::prepare_linear(const Tensor& weight, const Tensor& bias, LinearKind kind) {
+  const DType type = kind == LinearKind::precise || !multiplies_bf16() ? DType::f32 : compute_;
   auto linear = std::make_shared<CpuLinear>();
   linear->out = weight.dim(0);
   linear->in = weight.dim(1);
+  linear->input = kind == LinearKind::precise ? DType::f32 : compute_;
   linear->packed = weight.dtype() == type ? weight : weight.to(type);
   if (bias.defined()) linear->bias = bias.to(DType::f32);
   return linear;

@@ -18,6 +18,10 @@
 
 namespace sparvar::cuda {
 
+/// Of an e4m3 tensor of this device, [rows]: they lie behind its numbers.
+float* scales_of(Tensor& x);
+const float* scales_of(const Tensor& x);
+
 /// Libraries and facts of one GPU.
 struct Gpu {
   int index = 0;
@@ -63,7 +67,7 @@ class CudaBackend final : public Backend {
   Tensor repeat(const Tensor& x, int times) override;
 
   // dense.cpp
-  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) override;
+  LinearPtr prepare_linear(const Tensor& weight, const Tensor& bias, LinearKind kind) override;
   Tensor linear(const Tensor& x, const Linear& weights, Activation activation, DType out) override;
   void add_gated(Tensor& residual, const Tensor& y, const Tensor& gate) override;
   Tensor layer_norm(const Tensor& x, const NormArgs& args) override;
@@ -118,11 +122,14 @@ class CudaBackend final : public Backend {
   /// Is work enqueued (and not only planned)?
   bool computes() const { return !dry_; }
   Tensor weight_memory(DType dtype, Shape shape);
+  Tensor loaded(const Tensor& from, DType type);
+  Tensor loaded_e4m3(const Tensor& from);
   void attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend);
   void attend_in_parts(AttentionArgs& args, int keys);
   Tensor kept(const void* values, DType type, std::int64_t count);
   Tensor kept_rows(const std::vector<std::int32_t>& rows);
   Tensor converted(const Tensor& x, DType type);
+  Tensor quantised(const Tensor& x, bool gelu);
   Tensor convolve(const Tensor& x, const Convolution& weights, const Tensor& residual, bool enlarged);
   bool convolve_with_cudnn(const OwnConvolution& args, const Tensor& x);
   Cudnn* cudnn();  // null where it cannot be loaded
@@ -130,6 +137,7 @@ class CudaBackend final : public Backend {
   void select_device() const;
 
   DType compute_;
+  bool fp8_;
   Gpu gpu_;
   bool planning_;
   bool hopper_;

@@ -12,9 +12,9 @@ namespace {
 
 class CudaLinear final : public Linear {
  public:
-  Tensor weight;     // [out, in], f32 or bf16
+  Tensor weight;     // [out, in], f32, bf16 or e4m3
   Tensor bias_f32;   // [out], as wide as the result it is added to; undefined: none
-  Tensor bias_bf16;  // only where the weight is bf16
+  Tensor bias_bf16;  // only where the weight is not f32
 };
 
 const float* floats(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
@@ -56,25 +56,48 @@ void check_residual(const Tensor& residual, const Tensor& y) {
 
 }  // namespace
 
-LinearPtr CudaBackend::prepare_linear(const Tensor& weight, const Tensor& bias, bool precise) {
-  const DType type = precise ? DType::f32 : compute_;
+/// Of host or device, as a weight of `type`.
+Tensor CudaBackend::loaded(const Tensor& from, DType type) {
+  if (from.place() == Place::device && from.dtype() == type) return from;
+  Tensor to = weight_memory(type, from.shape());
+  if (!computes()) return to;
+  if (from.place() == Place::device)
+    convert(from.raw(), from.dtype(), to.raw(), type, to.size(), stream_);
+  else
+    uploader_.copy(from, to);
+  return to;
+}
+
+Tensor CudaBackend::loaded_e4m3(const Tensor& from) {
+  Tensor to = weight_memory(DType::e4m3, from.shape());
+  if (!computes()) return to;
+  if (from.place() == Place::device)
+    quantise_rows({.x = from.raw(),
+                   .type = from.dtype(),
+                   .rows = from.dim(0),
+                   .width = static_cast<int>(from.dim(1)),
+                   .out = to.raw(),
+                   .scales = scales_of(to)},
+                  stream_);
+  else
+    uploader_.quantise(from, to.raw(), scales_of(to));
+  return to;
+}
+
+LinearPtr CudaBackend::prepare_linear(const Tensor& weight, const Tensor& bias, LinearKind kind) {
   auto linear = std::make_shared<CudaLinear>();
   linear->out = weight.dim(0);
   linear->in = weight.dim(1);
-  const auto load = [&](const Tensor& from, DType to_type) {
-    if (from.place() == Place::device && from.dtype() == to_type) return from;
-    Tensor to = weight_memory(to_type, from.shape());
-    if (!computes()) return to;
-    if (from.place() == Place::device)
-      convert(from.raw(), from.dtype(), to.raw(), to_type, to.size(), stream_);
-    else
-      uploader_.copy(from, to);
-    return to;
-  };
-  linear->weight = load(weight, type);
+  const bool fits = linear->in % 16 == 0 && linear->out % 16 == 0 && linear->in > 0 && linear->out > 0 &&
+                    linear->in <= QuantiseRows::kWidest;  // cuBLASLt's alignment, quantise_rows' registers
+  DType type = compute_;
+  if (kind == LinearKind::precise) type = DType::f32;
+  if (kind == LinearKind::narrow && fp8_ && fits) type = DType::e4m3;
+  linear->input = type;
+  linear->weight = type == DType::e4m3 ? loaded_e4m3(weight) : loaded(weight, type);
   if (bias.defined()) {
-    linear->bias_f32 = load(bias, DType::f32);
-    if (type == DType::bf16) linear->bias_bf16 = load(bias, DType::bf16);
+    linear->bias_f32 = loaded(bias, DType::f32);
+    if (type != DType::f32) linear->bias_bf16 = loaded(bias, DType::bf16);
   }
   return linear;
 }
@@ -85,8 +108,17 @@ Tensor CudaBackend::linear(const Tensor& x, const Linear& weights, Activation ac
     throw Error(ErrorKind::usage,
                 fmt::format("linear layer takes {} channels, got {}", linear.in, to_string(x.shape())));
   const DType type = linear.weight.dtype();
+  if (x.dtype() == DType::e4m3 && type != DType::e4m3)
+    throw Error(ErrorKind::usage, fmt::format("linear layer of {} weights got e4m3 numbers", name_of(type)));
+  if (out == DType::e4m3) {
+    const bool gelu = activation == Activation::gelu_tanh;
+    return quantised(this->linear(x, weights, gelu ? Activation::none : activation, compute_), gelu);
+  }
+  // f32 products have no bf16 result, and e4m3 ones no f32 result with a bias.
   if (type == DType::f32 && out == DType::bf16) return converted(this->linear(x, weights, activation, DType::f32), out);
-  const Tensor source = converted(x, type);
+  if (type == DType::e4m3 && out == DType::f32)
+    return converted(this->linear(x, weights, activation, DType::bf16), out);
+  const Tensor source = type == DType::e4m3 ? quantised(x, false) : converted(x, type);
   Shape shape = x.shape();
   shape.back() = linear.out;
   Tensor result = empty(out, shape);
@@ -99,13 +131,16 @@ Tensor CudaBackend::linear(const Tensor& x, const Linear& weights, Activation ac
                     .bias = bias.defined(),
                     .gelu = activation == Activation::gelu_tanh};
   if (product.rows == 0 || planning_) return result;
-  const bool fused = product.gelu && type == DType::bf16 && gemms_->supports(product);  // in f32 its tanh is too rough
+  const bool fused = product.gelu && type != DType::f32 && gemms_->supports(product);  // in f32 its tanh is too rough
   product.gelu = fused;
+  const auto operand = [](const Tensor& t) {
+    return Operand{t.raw(), t.dtype() == DType::e4m3 ? scales_of(t) : nullptr};
+  };
   if (!computes()) {
-    gemms_->prepare(product, linear.weight.raw());
+    gemms_->prepare(product, operand(linear.weight));
     return result;
   }
-  gemms_->run(product, source.raw(), linear.weight.raw(), bias.defined() ? bias.raw() : nullptr, result.raw(),
+  gemms_->run(product, operand(source), operand(linear.weight), bias.defined() ? bias.raw() : nullptr, result.raw(),
               workspace());
   if (activation != Activation::none && !fused)
     activate(result.raw(), out, result.size(), activation == Activation::silu, stream_);
@@ -122,17 +157,19 @@ void CudaBackend::add_gated(Tensor& residual, const Tensor& y, const Tensor& gat
 }
 
 Tensor CudaBackend::layer_norm(const Tensor& x, const NormArgs& args) {
-  const RowNorm norm = row_norm(x, args);
+  RowNorm norm = row_norm(x, args);
   Tensor out = empty(args.out, x.shape());
+  if (args.out == DType::e4m3) norm.out_scales = scales_of(out);
   if (computes()) normalise(norm, x.data<float>(), out.raw(), args.out, stream_);
   return out;
 }
 
 Tensor CudaBackend::add_gated_norm(Tensor& residual, const Tensor& y, const Tensor& gate, const NormArgs& args) {
   check_residual(residual, y);
-  const RowNorm norm = row_norm(residual, args);
+  RowNorm norm = row_norm(residual, args);
   const std::int64_t period = period_of("gate", residual, gate);
   Tensor out = empty(args.out, residual.shape());
+  if (args.out == DType::e4m3) norm.out_scales = scales_of(out);
   if (computes())
     add_gated_normalise(norm, residual.data<float>(), y.raw(), y.dtype(), floats(gate), period, out.raw(), args.out,
                         stream_);

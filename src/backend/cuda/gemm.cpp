@@ -9,6 +9,9 @@
 #include "backend/cuda/check.h"
 #include "backend/cuda/kernels/kernels.h"
 
+// The first that multiplies e4m3 numbers with a factor for every row of either side.
+#define SPARVAR_CUBLAS_OF_E4M3 120900
+
 namespace sparvar::cuda {
 namespace {
 
@@ -22,13 +25,14 @@ void check_blas(cublasStatus_t status, const char* what) {
     throw Error(ErrorKind::system, fmt::format("cuBLASLt: {}: status {}", what, static_cast<int>(status)));
 }
 
-bool own_takes(const GemmShape& shape) {
-  return shape.type == DType::bf16 && supports_few_rows(shape.rows, shape.in, shape.out);
-}
+bool own_takes(const GemmShape& shape) { return supports_few_rows(shape.type, shape.rows, shape.in, shape.out); }
 
-FewRows own_product(const GemmShape& shape, const void* x, const void* weight, const void* bias, void* y) {
-  return {.x = x,
-          .w = weight,
+FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y) {
+  return {.type = shape.type,
+          .x = x.values,
+          .w = weight.values,
+          .x_scales = x.scales,
+          .w_scales = weight.scales,
           .bias = shape.bias ? bias : nullptr,
           .y = y,
           .y_type = shape.result,
@@ -40,10 +44,13 @@ FewRows own_product(const GemmShape& shape, const void* x, const void* weight, c
 
 bool worth_measuring(const GemmShape& shape) {
   const double work = 2.0 * static_cast<double>(shape.rows) * static_cast<double>(shape.in * shape.out);
-  return shape.type == DType::bf16 && (work >= kWorthMeasuring || shape.in * shape.out >= kLargeWeight);
+  return shape.type != DType::f32 && (work >= kWorthMeasuring || shape.in * shape.out >= kLargeWeight);
 }
 
-cudaDataType_t type_of(DType type) { return type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF; }
+cudaDataType_t type_of(DType type) {
+  if (type == DType::e4m3) return CUDA_R_8F_E4M3;
+  return type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF;
+}
 
 cublasLtEpilogue_t epilogue_of(const GemmShape& shape) {
   if (shape.gelu) return shape.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
@@ -52,25 +59,43 @@ cublasLtEpilogue_t epilogue_of(const GemmShape& shape) {
 
 }  // namespace
 
+std::string Gemms::why_no_e4m3(const CublasLt& library) {
+  const auto text = [](std::size_t version) {
+    return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+  };
+  constexpr std::size_t needed = SPARVAR_CUBLAS_OF_E4M3;
+  if (CUBLAS_VERSION < needed)
+    return fmt::format("8-bit floats need a build with cuBLASLt {} or newer; this one is of {}", text(needed),
+                       text(CUBLAS_VERSION));
+  const std::size_t found = library.cublasLtGetVersion();
+  return found >= needed
+             ? std::string()
+             : fmt::format("8-bit floats need cuBLASLt {} or newer; {} is installed", text(needed), text(found));
+}
+
 struct Gemms::Problem {
   explicit Problem(const CublasLt& library) : lt(library) {}
   Problem(const Problem&) = delete;
   Problem& operator=(const Problem&) = delete;
-  ~Problem() {
+  ~Problem() { forget(); }
+  void forget() {
     if (target != nullptr) lt.cublasLtMatrixLayoutDestroy(target);
     if (input != nullptr) lt.cublasLtMatrixLayoutDestroy(input);
     if (weight != nullptr) lt.cublasLtMatrixLayoutDestroy(weight);
     if (operation != nullptr) lt.cublasLtMatmulDescDestroy(operation);
+    operation = nullptr;
+    weight = input = target = nullptr;
   }
   const CublasLt& lt;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t weight = nullptr, input = nullptr, target = nullptr;
   std::vector<cublasLtMatmulHeuristicResult_t> candidates;  // the library's favourite first
   std::size_t chosen = 0;
-  bool own = false;  // kernels/few_rows.cu
+  bool own = false;           // kernels/few_rows.cu
+  bool scaled_after = false;  // of e4m3: scales, bias and GELU are left to scale_product
   bool measured = false;
   double seconds = 0;  // of the chosen one
-  std::vector<const void*> weights;
+  std::vector<Operand> weights;
 };
 
 Gemms::Gemms(const CublasLt& library, cudaStream_t stream) : library_(library), stream_(stream) {
@@ -88,25 +113,51 @@ Gemms::Problem& Gemms::problem(const GemmShape& shape) {
   if (known) return *known;
   auto made = std::make_unique<Problem>(library_);
   made->own = own_takes(shape);
-  if (!made->own) find_candidates(shape, *made);
+  if (!made->own) {
+    describe(shape, *made);
+    find_candidates(shape, *made);
+    if (made->candidates.empty() && shape.type == DType::e4m3) {  // seen of 72 and 128 rows and a depth of 14336
+      made->forget();
+      made->scaled_after = true;
+      describe(shape, *made);
+      find_candidates(shape, *made);
+    }
+  }
   known = std::move(made);
   return *known;
 }
 
-void Gemms::find_candidates(const GemmShape& shape, Problem& made) {
+void Gemms::describe(const GemmShape& shape, Problem& made) {
   const CublasLt& lt = library_;
   check_blas(lt.cublasLtMatmulDescCreate(&made.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  const cublasLtEpilogue_t epilogue = epilogue_of(shape);
+  const cublasLtEpilogue_t epilogue = made.scaled_after ? CUBLASLT_EPILOGUE_DEFAULT : epilogue_of(shape);
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
     check_blas(lt.cublasLtMatmulDescSetAttribute(made.operation, attribute, &value, sizeof value), "an attribute");
   };
   set(CUBLASLT_MATMUL_DESC_TRANSA, transposed);
   set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+  if (shape.type == DType::e4m3) {
+    const std::int8_t fast = 1;  // sums of about 14 bits: the numbers have 4
+    set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, fast);
+  }
+#if CUBLAS_VERSION >= SPARVAR_CUBLAS_OF_E4M3
+  if (shape.type == DType::e4m3 && !made.scaled_after) {
+    const std::int32_t factor_a_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    const void* somewhere = reinterpret_cast<const void*>(std::uintptr_t{4096});  // NOLINT: that there is one is asked
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, factor_a_row);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, factor_a_row);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, somewhere);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, somewhere);
+  }
+#endif
   check_blas(lt.cublasLtMatrixLayoutCreate(&made.weight, type_of(shape.type), shape.in, shape.out, shape.in), "W");
   check_blas(lt.cublasLtMatrixLayoutCreate(&made.input, type_of(shape.type), shape.in, shape.rows, shape.in), "x");
   check_blas(lt.cublasLtMatrixLayoutCreate(&made.target, type_of(shape.result), shape.out, shape.rows, shape.out), "y");
+}
 
+void Gemms::find_candidates(const GemmShape& shape, Problem& made) {
+  const CublasLt& lt = library_;
   cublasLtMatmulPreference_t preference = nullptr;
   check_blas(lt.cublasLtMatmulPreferenceCreate(&preference), "preferences");
   const std::size_t workspace = kWorkspaceBytes;
@@ -127,7 +178,7 @@ bool Gemms::supports(const GemmShape& shape) {
   return p.own || !p.candidates.empty();
 }
 
-void Gemms::prepare(const GemmShape& shape, const void* weight) {
+void Gemms::prepare(const GemmShape& shape, const Operand& weight) {
   Problem& p = problem(shape);
   if (worth_measuring(shape) && !p.measured && p.candidates.size() > 1 && p.weights.size() < kWeightsToRotate &&
       std::find(p.weights.begin(), p.weights.end(), weight) == p.weights.end())
@@ -138,15 +189,38 @@ namespace {
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 
-/// Memory of a measurement: inputs, the result of the library's favourite, that of another.
+/// Memory of a measurement: inputs (of e4m3 with their scales, and the numbers they are made from), the result of the
+/// library's favourite, that of another.
 struct Trial {
-  std::size_t x, bias, y, counter = 1024;
+  std::size_t x, scales, source, bias, y, counter = 1024;
   explicit Trial(const GemmShape& shape)
       : x(aligned(shape.rows * shape.in * size_of(shape.type))),
+        scales(shape.type == DType::e4m3 ? aligned(shape.rows * 4) : 0),
+        source(shape.type == DType::e4m3 ? aligned(shape.rows * shape.in * size_of(DType::bf16)) : 0),
         bias(aligned(shape.out * 4)),
         y(aligned(shape.rows * shape.out * size_of(shape.result))) {}
-  std::size_t bytes() const { return x + bias + 2 * y + counter; }
+  std::size_t bytes() const { return x + scales + source + bias + 2 * y + counter; }
 };
+
+/// Random x at the beginning of `memory`.
+Operand random_input(const GemmShape& shape, const Trial& trial, char* memory, cudaStream_t stream) {
+  const std::int64_t count = shape.rows * shape.in;
+  if (shape.type != DType::e4m3) {
+    fill_random(memory, shape.type, count, 1, 1.0F, stream);
+    return {memory, nullptr};
+  }
+  auto* const scales = reinterpret_cast<float*>(memory + trial.x);
+  char* const source = memory + trial.x + trial.scales;
+  fill_random(source, DType::bf16, count, 1, 1.0F, stream);
+  quantise_rows({.x = source,
+                 .type = DType::bf16,
+                 .rows = shape.rows,
+                 .width = static_cast<int>(shape.in),
+                 .out = memory,
+                 .scales = scales},
+                stream);
+  return {memory, scales};
+}
 
 }  // namespace
 
@@ -164,11 +238,18 @@ std::vector<ProductTime> Gemms::times() const {
   return out;
 }
 
-bool Gemms::launch(const Problem& p, int candidate, const void* x, const void* weight, void* y, void* workspace) {
+bool Gemms::launch(const Problem& p, int candidate, const Operand& x, const Operand& weight, void* y, void* workspace) {
   const float one = 1.0F;
   const float zero = 0.0F;
-  return library_.cublasLtMatmul(handle_, p.operation, &one, weight, p.weight, x, p.input, &zero, y, p.target, y,
-                                 p.target, &p.candidates[candidate].algo, workspace, kWorkspaceBytes,
+  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const float* scales) {
+    check_blas(library_.cublasLtMatmulDescSetAttribute(p.operation, attribute, &scales, sizeof scales), "a scale");
+  };
+  if (x.scales != nullptr && !p.scaled_after) {
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, weight.scales);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, x.scales);
+  }
+  return library_.cublasLtMatmul(handle_, p.operation, &one, weight.values, p.weight, x.values, p.input, &zero, y,
+                                 p.target, y, p.target, &p.candidates[candidate].algo, workspace, kWorkspaceBytes,
                                  stream_) == CUBLAS_STATUS_SUCCESS;
 }
 
@@ -176,15 +257,14 @@ bool Gemms::launch(const Problem& p, int candidate, const void* x, const void* w
 /// hour, and pictures must not.
 void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* workspace) {
   const Trial trial(shape);
-  char* const x = scratch;
-  char* const bias = x + trial.x;
+  const Operand x = random_input(shape, trial, scratch, stream_);
+  char* const bias = scratch + trial.x + trial.scales + trial.source;
   char* const expected = bias + trial.bias;
   char* const y = expected + trial.y;
   auto* const differing = reinterpret_cast<unsigned*>(y + trial.y);
-  fill_random(x, shape.type, shape.rows * shape.in, 1, 1.0F, stream_);
   fill_random(bias, shape.result, shape.out, 2, 1.0F, stream_);
   const void* bias_address = bias;
-  if (shape.bias)
+  if (shape.bias && !p.scaled_after)
     check_blas(library_.cublasLtMatmulDescSetAttribute(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias_address,
                                                        sizeof bias_address),
                "the bias");
@@ -242,19 +322,29 @@ void Gemms::tune(void* scratch, std::size_t scratch_bytes, void* workspace) {
   }
 }
 
-void Gemms::run(const GemmShape& shape, const void* x, const void* weight, const void* bias, void* y, void* workspace) {
+void Gemms::run(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y,
+                void* workspace) {
   Problem& p = problem(shape);
   if (p.own) return few_rows(own_product(shape, x, weight, bias, y), stream_);
   if (p.candidates.empty())
     throw Error(ErrorKind::system, fmt::format("cuBLASLt has no product of [{}, {}] and [{}, {}]^T in {}", shape.rows,
                                                shape.in, shape.out, shape.in, name_of(shape.type)));
-  if (shape.bias)
+  if (shape.bias && !p.scaled_after)
     check_blas(
         library_.cublasLtMatmulDescSetAttribute(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
         "the bias");
   if (!launch(p, static_cast<int>(p.chosen), x, weight, y, workspace))
     throw Error(ErrorKind::system, fmt::format("cuBLASLt refused a product of [{}, {}] and [{}, {}]^T", shape.rows,
                                                shape.in, shape.out, shape.in));
+  if (p.scaled_after)
+    scale_product({.y = y,
+                   .rows = shape.rows,
+                   .out = static_cast<int>(shape.out),
+                   .x_scales = x.scales,
+                   .w_scales = weight.scales,
+                   .bias = shape.bias ? bias : nullptr,
+                   .gelu = shape.gelu},
+                  stream_);
 }
 
 }  // namespace sparvar::cuda

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <map>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -12,7 +13,15 @@
 
 namespace sparvar::cuda {
 
-/// x [rows, in] of `type`, W [out, in] of `type`, bias [out] of result's type or null, y [rows, out].
+/// Numbers of a matrix; of e4m3 with an f32 factor for every row.
+struct Operand {
+  const void* values = nullptr;
+  const float* scales = nullptr;
+  bool operator==(const Operand&) const = default;
+};
+
+/// x [rows, in] of `type`, W [out, in] of `type`, bias [out] of result's type or null, y [rows, out]. Of e4m3, `in` and
+/// `out` are multiples of 16 and the result is bf16.
 struct GemmShape {
   std::int64_t rows = 0, in = 0, out = 0;
   DType type = DType::bf16;
@@ -31,23 +40,26 @@ class Gemms {
   ~Gemms();
 
   static constexpr std::size_t kWorkspaceBytes = 32U << 20;
+  /// Can products of e4m3 numbers with a factor for every row be had? Empty, or why not in one line.
+  static std::string why_no_e4m3(const CublasLt& library);
   /// Looks the algorithms up. `weight` is one of the weights that will be multiplied so; large products remember a few
   /// for tune().
-  void prepare(const GemmShape& shape, const void* weight);
+  void prepare(const GemmShape& shape, const Operand& weight);
   /// Does cuBLASLt have the epilogue for this shape?
   bool supports(const GemmShape& shape);
   /// Measures the candidates of every large product that was prepared since, on random inputs in `scratch`.
   void tune(void* scratch, std::size_t scratch_bytes, void* workspace);
   std::size_t scratch_wanted() const;
   std::vector<ProductTime> times() const;  // of the products that tune() measured
-  void run(const GemmShape& shape, const void* x, const void* weight, const void* bias, void* y, void* workspace);
+  void run(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y, void* workspace);
 
  private:
   struct Problem;
   Problem& problem(const GemmShape& shape);
+  void describe(const GemmShape& shape, Problem& made);
   void find_candidates(const GemmShape& shape, Problem& made);
   void measure(const GemmShape& shape, Problem& problem, char* scratch, void* workspace);
-  bool launch(const Problem& problem, int candidate, const void* x, const void* weight, void* y, void* workspace);
+  bool launch(const Problem& problem, int candidate, const Operand& x, const Operand& weight, void* y, void* workspace);
 
   const CublasLt& library_;
   cudaStream_t stream_;

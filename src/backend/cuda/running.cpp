@@ -89,6 +89,7 @@ constexpr std::size_t kWorkingStep = 16U << 20;
 
 CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<CublasLt> cublas)
     : compute_(options.compute),
+      fp8_(options.fp8 && options.compute == DType::bf16),
       gpu_(std::move(gpu)),
       planning_(options.planning),
       hopper_(options.hopper),
@@ -119,7 +120,10 @@ CudaBackend::~CudaBackend() {
 void CudaBackend::select_device() const { check(cudaSetDevice(gpu_.index), "choosing the device"); }
 
 std::string CudaBackend::describe() const {
-  return fmt::format("cuda:{}, {}, {}, {}", gpu_.index, gpu_.name, compute_ == DType::bf16 ? "bf16" : "f32",
+  return fmt::format("cuda:{}, {}, {}, {}", gpu_.index, gpu_.name,
+                     compute_ == DType::f32 ? "f32"
+                     : fp8_                 ? "bf16 with fp8 weights"
+                                            : "bf16",
                      cudnn_ ? "cuBLASLt and cuDNN" : "cuBLASLt");
 }
 
@@ -196,10 +200,16 @@ std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::stri
                       properties.minor);
     return nullptr;
   }
+  if (options.fp8 && properties.major != 9) {
+    why = fmt::format("{} has compute capability {}.{}, and 8-bit floats need 9.0 (Hopper)", properties.name,
+                      properties.major, properties.minor);
+    return nullptr;
+  }
   std::unique_ptr<cuda::CublasLt> cublas;
-  if (!options.planning) {
+  if (!options.planning || options.fp8) {
     cublas = cuda::CublasLt::load(why);
     if (!cublas) return nullptr;
+    if (options.fp8 && !(why = cuda::Gemms::why_no_e4m3(*cublas)).empty()) return nullptr;
   }
   cuda::check(cudaSetDevice(options.device), "choosing the device");
   std::size_t available = 0, total = 0;

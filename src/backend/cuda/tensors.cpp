@@ -1,6 +1,8 @@
 // Device tensors and copies.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "backend/cuda/check.h"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/kernels/kernels.h"
@@ -8,13 +10,27 @@
 namespace sparvar::cuda {
 namespace {
 
+constexpr std::size_t kScaleAlignment = 16;
+
+std::size_t before_scales(std::size_t numbers) {
+  return (numbers + kScaleAlignment - 1) / kScaleAlignment * kScaleAlignment;
+}
+
+/// Of e4m3 numbers with the scales behind them.
 std::size_t bytes_of(DType dtype, const Shape& shape) {
-  std::size_t bytes = size_of(dtype);
-  for (const std::int64_t extent : shape) bytes *= static_cast<std::size_t>(extent);
-  return bytes;
+  std::size_t count = 1;
+  for (const std::int64_t extent : shape) count *= static_cast<std::size_t>(extent);
+  if (dtype != DType::e4m3) return count * size_of(dtype);
+  const std::size_t rows = shape.back() == 0 ? 0 : count / static_cast<std::size_t>(shape.back());
+  return before_scales(count) + rows * sizeof(float);
 }
 
 }  // namespace
+
+float* scales_of(Tensor& x) { return reinterpret_cast<float*>(x.data<std::byte>() + before_scales(x.bytes())); }
+const float* scales_of(const Tensor& x) {
+  return reinterpret_cast<const float*>(x.data<std::byte>() + before_scales(x.bytes()));
+}
 
 Tensor CudaBackend::empty(DType dtype, Shape shape) {
   std::shared_ptr<void> memory = working_->take(bytes_of(dtype, shape));
@@ -95,6 +111,22 @@ Tensor CudaBackend::converted(const Tensor& x, DType type) {
   if (x.dtype() == type) return x;
   Tensor out = empty(type, x.shape());
   if (computes()) convert(x.raw(), x.dtype(), out.raw(), type, x.size(), stream_);
+  return out;
+}
+
+/// Rows of x, or of gelu_tanh(x), as e4m3.
+Tensor CudaBackend::quantised(const Tensor& x, bool gelu) {
+  if (x.dtype() == DType::e4m3) return x;
+  Tensor out = empty(DType::e4m3, x.shape());
+  if (computes())
+    quantise_rows({.x = x.raw(),
+                   .type = x.dtype(),
+                   .rows = x.size() / std::max<std::int64_t>(x.dim(-1), 1),
+                   .width = static_cast<int>(x.dim(-1)),
+                   .gelu = gelu,
+                   .out = out.raw(),
+                   .scales = scales_of(out)},
+                  stream_);
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backend/cuda/check.h"
+#include "backend/cuda/kernels/kernels.h"
 #include "core/parallel.h"
 
 namespace sparvar::cuda {
@@ -50,15 +51,36 @@ void Uploader::copy(const Tensor& from, Tensor& to) {
   open();
   const std::size_t element = size_of(to.dtype());
   const auto piece = static_cast<std::int64_t>(kSlotBytes / element);
-  for (std::int64_t begin = 0; begin < to.size(); begin += piece) {
-    Slot& slot = ring_[next_++ % ring_.size()];
-    check(cudaEventSynchronize(slot.copied), "weights");
-    const std::int64_t count = std::min(piece, to.size() - begin);
-    read_piece(from, begin, count, to.dtype(), slot.memory);
-    check(cudaMemcpyAsync(to.data<std::byte>() + begin * element, slot.memory, count * element, cudaMemcpyHostToDevice,
-                          stream_),
-          "copying weights");
-    check(cudaEventRecord(slot.copied, stream_), "weights");
+  for (std::int64_t begin = 0; begin < to.size(); begin += piece)
+    copy_piece(from, begin, std::min(piece, to.size() - begin), to.dtype(), to.data<std::byte>() + begin * element);
+}
+
+/// Elements [begin, begin + count) of `from` as `type`.
+void Uploader::copy_piece(const Tensor& from, std::int64_t begin, std::int64_t count, DType type, void* to) {
+  Slot& slot = ring_[next_++ % ring_.size()];
+  check(cudaEventSynchronize(slot.copied), "weights");
+  read_piece(from, begin, count, type, slot.memory);
+  check(cudaMemcpyAsync(to, slot.memory, count * size_of(type), cudaMemcpyHostToDevice, stream_), "copying weights");
+  check(cudaEventRecord(slot.copied, stream_), "weights");
+}
+
+void Uploader::quantise(const Tensor& from, void* to, float* scales) {
+  open();
+  if (staging_ == nullptr) check(cudaMalloc(&staging_, kSlotBytes), "memory for weights on their way");
+  const DType type = from.dtype() == DType::bf16 ? DType::bf16 : DType::f32;  // nothing is rounded twice
+  const std::int64_t width = from.dim(-1);
+  const std::int64_t rows = width == 0 ? 0 : from.size() / width;
+  const std::int64_t piece = static_cast<std::int64_t>(kSlotBytes / size_of(type)) / std::max<std::int64_t>(width, 1);
+  for (std::int64_t row = 0; row < rows; row += piece) {  // the stream keeps the pieces' order
+    const std::int64_t count = std::min(piece, rows - row);
+    copy_piece(from, row * width, count * width, type, staging_);
+    quantise_rows({.x = staging_,
+                   .type = type,
+                   .rows = count,
+                   .width = static_cast<int>(width),
+                   .out = static_cast<std::byte*>(to) + row * width,
+                   .scales = scales + row},
+                  stream_);
   }
 }
 
@@ -70,6 +92,8 @@ void Uploader::finish() {
     (void)cudaEventDestroy(slot.copied);
     slot = {};
   }
+  (void)cudaFree(staging_);
+  staging_ = nullptr;
   (void)cudaStreamDestroy(stream_);
   stream_ = nullptr;
 }

@@ -42,7 +42,8 @@ Infinity::Infinity(const InfinityConfig& config, const Weights& weights, Backend
   const int bits = config.bits();
   // All of these are small beside the blocks, and every bit hangs on the last: they multiply in f32.
   const auto linear = [&](const std::string& name, std::int64_t out, std::int64_t in) {
-    return backend.prepare_linear(weights.get(name + ".weight", {out, in}), weights.get(name + ".bias", {out}), true);
+    return backend.prepare_linear(weights.get(name + ".weight", {out, in}), weights.get(name + ".bias", {out}),
+                                  LinearKind::precise);
   };
   const int pool_heads = static_cast<int>(text) / 128;  // upstream TextAttentivePool: 128 text channels a head
   if (pool_heads < 1 || width % pool_heads != 0)
@@ -56,7 +57,7 @@ Infinity::Infinity(const InfinityConfig& config, const Weights& weights, Backend
   text_norm_ = backend.upload(weights.f32("text_norm.weight", {text}));
   pool_query_ = backend.upload(weights.f32("text_proj_for_sos.ca.mat_q", {1, pool_heads, width / pool_heads}));
   pool_kv_ = backend.prepare_linear(weights.get("text_proj_for_sos.ca.mat_kv.weight", {2 * width, text}),
-                                    key_value_bias(weights, "text_proj_for_sos.ca", width), true);
+                                    key_value_bias(weights, "text_proj_for_sos.ca", width), LinearKind::precise);
   pool_proj_ = linear("text_proj_for_sos.ca.proj", width, width);
   text_proj_0_ = linear("text_proj_for_ca.0", width, text);
   text_proj_2_ = linear("text_proj_for_ca.2", width, width);
@@ -283,8 +284,8 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
   const auto eps = static_cast<float>(config_.norm_eps);
   const DType compute = backend_.compute_type();
   const DType out = observe ? DType::f32 : compute;
-  const auto norm = [&](const Tensor& weight, const Tensor& bias, float one_plus) {
-    const NormArgs args{.scale = weight, .shift = bias, .one_plus = one_plus, .eps = eps, .out = compute};
+  const auto norm = [&](const Tensor& weight, const Tensor& bias, float one_plus, const Linear& reader) {
+    const NormArgs args{.scale = weight, .shift = bias, .one_plus = one_plus, .eps = eps, .out = reader.input};
     const Tensor y = std::exchange(scale.pending, Tensor());
     const Tensor gate = std::exchange(scale.pending_gate, Tensor());
     return y.defined() ? backend_.add_gated_norm(x, y, gate, args) : backend_.layer_norm(x, args);
@@ -296,12 +297,13 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
   };
 
   {
-    const Tensor attended = self_attention(state, scale, layer, norm(modulation(scale1), modulation(shift1), 1.0F));
+    const Tensor attended =
+        self_attention(state, scale, layer, norm(modulation(scale1), modulation(shift1), 1.0F, *block.qkv));
     leave("sa", backend_.linear(attended, *block.sa_proj, Activation::none, out), modulation(gamma1));
   }
   {
-    const Tensor q =
-        backend_.linear(norm(block.ca_norm_weight, block.ca_norm_bias, 0.0F), *block.ca_q, Activation::none, compute);
+    const Tensor q = backend_.linear(norm(block.ca_norm_weight, block.ca_norm_bias, 0.0F, *block.ca_q), *block.ca_q,
+                                     Activation::none, compute);
     const Shape heads = {x.dim(0), x.dim(1), config_.num_heads, config_.head_dim()};
     const Tensor offsets = state.text_offsets_.rows(0, scale.rows + 1);
     const Tensor read =
@@ -310,8 +312,8 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
     leave("ca", backend_.linear(read.reshaped(x.shape()), *block.ca_proj, Activation::none, out), block.ca_gamma);
   }
   {
-    const Tensor h = norm(modulation(scale2), modulation(shift2), 1.0F);
-    const Tensor hidden = backend_.linear(h, *block.fc1, Activation::gelu_tanh, compute);
+    const Tensor h = norm(modulation(scale2), modulation(shift2), 1.0F, *block.fc1);
+    const Tensor hidden = backend_.linear(h, *block.fc1, Activation::gelu_tanh, block.fc2->input);
     leave("ffn", backend_.linear(hidden, *block.fc2, Activation::none, out), modulation(gamma2));
   }
 }

@@ -4,13 +4,14 @@
 // way; the first ones it asks for before it waits for the kernel that makes x.
 #include <algorithm>
 
-#include "backend/cuda/kernels/hopper.cuh"
+#include "backend/cuda/kernels/e4m3.cuh"
+#include "backend/cuda/kernels/hopper_e4m3.cuh"
 #include "backend/cuda/kernels/kernels.h"
 
 namespace sparvar::cuda {
 namespace {
 
-constexpr int kDepth = 64;       // of a stage: rows of 128 bytes
+constexpr int kRowBytes = 128;   // of a stage, of each channel and row
 constexpr int kChannels = 64;    // of a cluster: those of a warpgroup's product
 constexpr int kConsumers = 128;  // threads that multiply
 constexpr int kThreads = kConsumers + 32;
@@ -18,18 +19,24 @@ constexpr int kBlocks = 2;      // on one multiprocessor
 constexpr int kMostSplits = 4;  // of the depth; with more, the blocks have too little to read each
 constexpr int kMostRows = 64;
 constexpr int kRowFloats = kChannels + 4;  // of the sums in shared memory: no two lanes on one bank
-constexpr int kWeightBytes = kChannels * kDepth * 2;
+constexpr int kWeightBytes = kChannels * kRowBytes;
 
 /// kN columns of a product instruction: rows of x, and what lies behind them, which nobody reads.
 template <int kN>
 struct Shape {
-  static constexpr int kStageBytes = kWeightBytes + kN * kDepth * 2;
+  static constexpr int kStageBytes = kWeightBytes + kN * kRowBytes;
   static constexpr int kStages = 192 * 1024 / kBlocks / kStageBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes + 1024;  // stages are 1024 bytes aligned
   static_assert(kN * kRowFloats * 4 <= kStages * kStageBytes);
 };
 
+/// Of numbers of type X: how many of the depth are in a stage.
+template <typename X>
+constexpr int kDepth = kRowBytes / static_cast<int>(sizeof(X));
+
 struct Arguments {
+  const float* x_scales;  // of e4m3
+  const float* w_scales;
   const void* bias;
   void* y;
   int rows, in, out;
@@ -43,29 +50,29 @@ __device__ inline float gelu_tanh(float x) {
   return 0.5F * x * (1.0F + tanhf(0.7978845608F * (x + 0.044715F * x * x * x)));
 }
 
-/// Blocks of the depth of this block of the cluster.
+/// Stages of the depth of this block of the cluster.
 struct Range {
   int first, last;
-  __device__ explicit Range(const Arguments& a) {
-    const int blocks = (a.in + kDepth - 1) / kDepth;
+  __device__ Range(const Arguments& a, int depth) {
+    const int blocks = (a.in + depth - 1) / depth;
     const int rank = static_cast<int>(blockIdx.x) % a.splits;
     first = blocks * rank / a.splits;
     last = blocks * (rank + 1) / a.splits;
   }
 };
 
-template <typename S>
+template <typename S, typename X>
 __device__ inline void fetch(const CUtensorMap* x, const CUtensorMap* w, int rows, Range range, int channel,
                              unsigned stages, unsigned full, unsigned empty) {
   const int count = range.last - range.first;
   const auto fetch_weights = [&](int i) {
     const int stage = i % S::kStages;
-    arrive_expecting(full + 8 * stage, kWeightBytes + rows * kDepth * 2);
-    copy_tile(stages + stage * S::kStageBytes, w, (range.first + i) * kDepth, channel, full + 8 * stage, kReadOnce);
+    arrive_expecting(full + 8 * stage, kWeightBytes + rows * kRowBytes);
+    copy_tile(stages + stage * S::kStageBytes, w, (range.first + i) * kDepth<X>, channel, full + 8 * stage, kReadOnce);
   };
   const auto fetch_rows = [&](int i) {
     const int stage = i % S::kStages;
-    copy_tile(stages + stage * S::kStageBytes + kWeightBytes, x, (range.first + i) * kDepth, 0, full + 8 * stage,
+    copy_tile(stages + stage * S::kStageBytes + kWeightBytes, x, (range.first + i) * kDepth<X>, 0, full + 8 * stage,
               kReadOften);
   };
   const int early = min(count, S::kStages);
@@ -79,7 +86,7 @@ __device__ inline void fetch(const CUtensorMap* x, const CUtensorMap* w, int row
   }
 }
 
-template <typename S, int kN>
+template <typename S, int kN, typename X>
 __device__ inline void multiply_stages(float (&sum)[kN / 2], int count, unsigned stages, unsigned full,
                                        unsigned empty) {
   for (int i = 0; i < count; ++i) {
@@ -87,9 +94,14 @@ __device__ inline void multiply_stages(float (&sum)[kN / 2], int count, unsigned
     wait_barrier(full + 8 * (i % S::kStages), i / S::kStages % 2);
     begin_products();
 #pragma unroll
-    for (int step = 0; step < kDepth / 16; ++step)
-      multiply<kN>(sum, matrix_of(stage + step * 32), matrix_of(stage + kWeightBytes + step * 32),
-                   i + step > 0 ? 1 : 0);
+    for (int step = 0; step < kRowBytes / 32; ++step) {  // an instruction takes 32 bytes of a row
+      const std::uint64_t w = matrix_of(stage + step * 32);
+      const std::uint64_t x = matrix_of(stage + kWeightBytes + step * 32);
+      if constexpr (sizeof(X) == 1)
+        multiply_e4m3<kN>(sum, w, x, i + step > 0 ? 1 : 0);
+      else
+        multiply<kN>(sum, w, x, i + step > 0 ? 1 : 0);
+    }
     commit_products();
     wait_products<1>();
     if (i > 0 && threadIdx.x == 0) arrive(empty + 8 * ((i - 1) % S::kStages));
@@ -107,7 +119,7 @@ __device__ inline void put_sums(const float (&sum)[kN / 2], float* to) {
     to[(i / 4 * 8 + lane % 4 * 2 + i % 2) * kRowFloats + channel + i / 2 % 2 * 8] = sum[i];
 }
 
-template <typename Y>
+template <typename X, typename Y>
 __device__ inline void finish(const Arguments& a, unsigned sums, int first_channel) {
   const int each = kChannels / a.splits;  // channels that this block of the cluster writes
   const int rank = static_cast<int>(cluster_rank());
@@ -123,6 +135,10 @@ __device__ inline void finish(const Arguments& a, unsigned sums, int first_chann
     const int out = first_channel + channel;
     if (out >= a.out) continue;
     float values[4] = {total.x, total.y, total.z, total.w};
+    if constexpr (sizeof(X) == 1) {
+      const float row_scale = a.x_scales[row];
+      for (int j = 0; j < 4; ++j) values[j] *= row_scale * a.w_scales[out + j];
+    }
     if (a.bias != nullptr)
       for (int j = 0; j < 4; ++j) values[j] += read(static_cast<const Y*>(a.bias)[out + j]);
     if (a.gelu)
@@ -140,7 +156,8 @@ __device__ inline void finish(const Arguments& a, unsigned sums, int first_chann
 
 #endif
 
-template <int kN, typename Y>
+/// Numbers of type X in, of Y out.
+template <int kN, typename X, typename Y>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     few_rows_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w, const Arguments a) {
 #if __CUDA_ARCH__ >= 900
@@ -151,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const unsigned full = shared_address(barriers);
   const unsigned empty = full + 8 * S::kStages;
   const int first_channel = static_cast<int>(blockIdx.x) / a.splits * kChannels;
-  const Range range(a);
+  const Range range(a, kDepth<X>);
   let_next_start();
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
@@ -164,14 +181,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   float* const sums = reinterpret_cast<float*>(memory + (stages - shared_address(memory)));
   if (threadIdx.x < kConsumers) {
     float sum[kN / 2];
-    multiply_stages<S, kN>(sum, range.last - range.first, stages, full, empty);
+    multiply_stages<S, kN, X>(sum, range.last - range.first, stages, full, empty);
     asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");  // nobody reads the stages any more
     put_sums<kN>(sum, sums);
     wait_for_earlier();  // for every thread that writes
     cluster_barrier();
-    finish<Y>(a, stages, first_channel);
+    finish<X, Y>(a, stages, first_channel);
   } else {
-    if (threadIdx.x == kConsumers) fetch<S>(&x, &w, a.rows, range, first_channel, stages, full, empty);
+    if (threadIdx.x == kConsumers) fetch<S, X>(&x, &w, a.rows, range, first_channel, stages, full, empty);
     __syncwarp();
     cluster_barrier();
   }
@@ -201,62 +218,82 @@ EncodeTiled encoder() {
   return found;
 }
 
-/// Boxes of `box` rows by kDepth columns of a bf16 matrix [rows, columns].
+/// Boxes of `box` rows by 128 bytes of a matrix [rows, columns] of numbers of type X.
+template <typename X>
 CUtensorMap tensor_map(const void* matrix, int rows, int columns, int box) {
   CUtensorMap map{};
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(columns) * 2};
-  const cuuint32_t boxes[2] = {kDepth, static_cast<cuuint32_t>(box)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(columns) * sizeof(X)};
+  const cuuint32_t boxes[2] = {kDepth<X>, static_cast<cuuint32_t>(box)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult status = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), sizes,
-                                    strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  constexpr auto kType = sizeof(X) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const CUresult status =
+      encoder()(&map, kType, 2, const_cast<void*>(matrix), sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) throw Error(ErrorKind::system, "CUDA: a tensor map was refused");
   return map;
 }
 
 /// As many parts of the depth as give every multiprocessor something to read, and no more than it has room for.
-int splits_of(int in, int out) {
+int splits_of(int in, int out, int depth) {
   const int tiles = (out + kChannels - 1) / kChannels;
   int splits = 1;
-  while (splits < kMostSplits && 2 * splits * tiles <= kBlocks * multiprocessors() && 2 * splits * kDepth <= in)
+  while (splits < kMostSplits && 2 * splits * tiles <= kBlocks * multiprocessors() && 2 * splits * depth <= in)
     splits *= 2;
   return splits;
 }
 
-template <int kN, typename Y>
+template <int kN, typename X, typename Y>
 void launch(const FewRows& args, cudaStream_t stream) {
   using S = Shape<kN>;
   static const cudaError_t allowed =
-      cudaFuncSetAttribute(few_rows_kernel<kN, Y>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+      cudaFuncSetAttribute(few_rows_kernel<kN, X, Y>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
-  const Arguments arguments{args.bias, args.y, args.rows, args.in, args.out, splits_of(args.in, args.out), args.gelu};
+  const Arguments arguments{.x_scales = args.x_scales,
+                            .w_scales = args.w_scales,
+                            .bias = args.bias,
+                            .y = args.y,
+                            .rows = args.rows,
+                            .in = args.in,
+                            .out = args.out,
+                            .splits = splits_of(args.in, args.out, kDepth<X>),
+                            .gelu = args.gelu};
   const auto splits = static_cast<unsigned>(arguments.splits);
-  launch_early(few_rows_kernel<kN, Y>, blocks_for(args.out, kChannels) * splits, kThreads, S::kSharedBytes, stream,
-               splits, tensor_map(args.x, args.rows, args.in, args.rows),
-               tensor_map(args.w, args.out, args.in, kChannels), arguments);
+  launch_early(few_rows_kernel<kN, X, Y>, blocks_for(args.out, kChannels) * splits, kThreads, S::kSharedBytes, stream,
+               splits, tensor_map<X>(args.x, args.rows, args.in, args.rows),
+               tensor_map<X>(args.w, args.out, args.in, kChannels), arguments);
   check_launch("product of few rows");
 }
 
-template <typename Y>
+template <typename X, typename Y>
 void launch_fitting(const FewRows& args, cudaStream_t stream) {
-  if (args.rows <= 8) return launch<8, Y>(args, stream);
-  if (args.rows <= 32) return launch<32, Y>(args, stream);
-  launch<64, Y>(args, stream);
+  if (args.rows <= 8) return launch<8, X, Y>(args, stream);
+  if (args.rows <= 32) return launch<32, X, Y>(args, stream);
+  launch<64, X, Y>(args, stream);
+}
+
+template <typename X>
+void launch_result(const FewRows& args, cudaStream_t stream) {
+  if (args.y_type == DType::f32)
+    launch_fitting<X, float>(args, stream);
+  else
+    launch_fitting<X, bf16>(args, stream);
 }
 
 }  // namespace
 
-bool supports_few_rows(std::int64_t rows, std::int64_t in, std::int64_t out) {
-  return launches_overlap() && encoder() != nullptr && rows >= 1 && rows <= kMostRows && in % 8 == 0 && in >= kDepth &&
-         out % 8 == 0 && in < (1 << 30) && out < (1 << 30);
+bool supports_few_rows(DType type, std::int64_t rows, std::int64_t in, std::int64_t out) {
+  const auto element = type == DType::e4m3 ? 1 : 2;
+  return (type == DType::e4m3 || type == DType::bf16) && launches_overlap() && encoder() != nullptr && rows >= 1 &&
+         rows <= kMostRows && in * element % 16 == 0 && in * element >= kRowBytes && out % 8 == 0 && in < (1 << 30) &&
+         out < (1 << 30);
 }
 
 void few_rows(const FewRows& args, cudaStream_t stream) {
-  if (args.y_type == DType::f32)
-    launch_fitting<float>(args, stream);
+  if (args.type == DType::e4m3)
+    launch_result<E4m3>(args, stream);
   else
-    launch_fitting<bf16>(args, stream);
+    launch_result<bf16>(args, stream);
 }
 
 }  // namespace sparvar::cuda

@@ -23,13 +23,41 @@ struct RowNorm {
   const float* shift = nullptr;  // null: 0
   float scale_offset = 0;        // 1: out = norm(x) * (1 + scale) + shift
   float eps = 1e-6F;
-  bool centred = true;  // LayerNorm; false: RMSNorm
+  bool centred = true;          // LayerNorm; false: RMSNorm
+  float* out_scales = nullptr;  // [rows], of an out_type of e4m3: as quantise_rows
 };
 /// out [rows, width] (out_type) = norm of x f32.
 void normalise(const RowNorm& norm, const float* x, void* out, DType out_type, cudaStream_t stream);
 /// residual += gate * y (gate [rows / gate_period, width] or null for 1), then, where `out` is not null, its norm.
 void add_gated_normalise(const RowNorm& norm, float* residual, const void* y, DType y_type, const float* gate,
                          std::int64_t gate_period, void* out, DType out_type, cudaStream_t stream);
+
+// ---------------------------------------------------------------- quantise.cu
+/// out e4m3 [rows, width] and scales [rows]: x = out * scale, scale = largest |x| of the row / 448, at least 2^-120. A
+/// NaN stays one, a row with an infinity becomes NaN.
+struct QuantiseRows {
+  static constexpr int kWidest = 32768;
+  const void* x = nullptr;  // 16 bytes aligned
+  DType type = DType::bf16;
+  std::int64_t rows = 0;
+  int width = 0;      // a multiple of 8, at most kWidest
+  bool gelu = false;  // of gelu_tanh(x)
+  void* out = nullptr;
+  float* scales = nullptr;
+};
+void quantise_rows(const QuantiseRows& args, cudaStream_t stream);
+/// What is left to do of a product of e4m3 numbers: y bf16 [rows, out] becomes act(y x_scales[row] w_scales[o] +
+/// bias[o]).
+struct ScaleProduct {
+  void* y = nullptr;  // 16 bytes aligned
+  std::int64_t rows = 0;
+  int out = 0;                      // a multiple of 8
+  const float* x_scales = nullptr;  // [rows]
+  const float* w_scales = nullptr;  // [out], 16 bytes aligned
+  const void* bias = nullptr;       // bf16 [out], 16 bytes aligned, or null
+  bool gelu = false;                // tanh form
+};
+void scale_product(const ScaleProduct& args, cudaStream_t stream);
 
 // ---------------------------------------------------------------- qkv.cu
 struct SplitQkv {
@@ -76,19 +104,22 @@ void subtract(const void* a, DType a_type, const void* b, DType b_type, void* ou
 
 // ---------------------------------------------------------------- few_rows.cu: products that only read their weights
 // once
-/// y = act(x W^T + b) for a few rows of x, bf16, on Hopper: the weights stream through shared memory, and begin to
-/// while the kernel before is still running.
+/// y = act(x W^T + b) for a few rows of x, on Hopper: the weights stream through shared memory, and begin to while the
+/// kernel before is still running.
 struct FewRows {
-  const void* x = nullptr;     // bf16 [rows, in]
-  const void* w = nullptr;     // bf16 [out, in]
-  const void* bias = nullptr;  // [out] of y's type, or null
-  void* y = nullptr;           // [rows, out] of y_type
+  DType type = DType::bf16;         // of x and w; e4m3: x[r] stands for x[r] * x_scales[r], w[o] for w[o] * w_scales[o]
+  const void* x = nullptr;          // [rows, in]
+  const void* w = nullptr;          // [out, in]
+  const float* x_scales = nullptr;  // [rows]
+  const float* w_scales = nullptr;  // [out]
+  const void* bias = nullptr;       // [out] of y's type, or null
+  void* y = nullptr;                // [rows, out] of y_type
   DType y_type = DType::bf16;
   int rows = 0, in = 0, out = 0;
   bool gelu = false;  // tanh form
 };
 /// Of the current device and these sizes; x, w and y are 16 bytes aligned.
-bool supports_few_rows(std::int64_t rows, std::int64_t in, std::int64_t out);
+bool supports_few_rows(DType type, std::int64_t rows, std::int64_t in, std::int64_t out);
 void few_rows(const FewRows& args, cudaStream_t stream);
 
 // ---------------------------------------------------------------- bits.cu (semantics: src/bits/sampling.h, codes.h)

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "backend/cuda/kernels/device.cuh"
+#include "backend/cuda/kernels/e4m3.cuh"
 #include "backend/cuda/kernels/kernels.h"
 
 namespace sparvar::cuda {
@@ -73,6 +74,14 @@ __device__ inline void store(bf16* to, const float* x) {
   }
 }
 
+template <int kUnit>
+__device__ inline void store(E4m3* to, const float* x) {
+  if constexpr (kUnit == 4)
+    *reinterpret_cast<unsigned*>(to) = four_e4m3(x[0], x[1], x[2], x[3]);
+  else
+    *to = one_e4m3(x[0]);
+}
+
 /// Sum over the threads of one row (blockDim.x of them); `parts` is not shared between two sums of a kernel.
 __device__ inline float row_sum(float x, float* parts) {
   x = warp_sum(x);
@@ -125,7 +134,27 @@ __device__ inline void write_normalised(const Row& args, std::int64_t row, float
     if (norm.scale != nullptr) load_shared<kUnit>(norm.scale + modulation + column<kUnit>(i), scale);
     if (norm.shift != nullptr) load_shared<kUnit>(norm.shift + modulation + column<kUnit>(i), shift);
     for (int j = 0; j < kUnit; ++j) x[i][j] = (x[i][j] - mean) * inverse * (norm.scale_offset + scale[j]) + shift[j];
-    store<kUnit>(static_cast<Out*>(args.out) + row * norm.width + column<kUnit>(i), x[i]);
+    if constexpr (!std::is_same_v<Out, E4m3>)
+      store<kUnit>(static_cast<Out*>(args.out) + row * norm.width + column<kUnit>(i), x[i]);
+  }
+}
+
+/// x / scale as e4m3, with the row's scale.
+template <int kUnit, int kUnits>
+__device__ inline void write_quantised(const Row& args, std::int64_t row, float (&x)[kUnits][kUnit], float* parts) {
+  float largest = 0.0F;
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i)
+    if (column<kUnit>(i) < args.norm.width)
+      for (int j = 0; j < kUnit; ++j) largest = fmaxf(largest, fabsf(x[i][j]));
+  const float scale = e4m3_scale(row_max(largest, parts));
+  const float inverse = 1.0F / scale;
+  if (threadIdx.x == 0) args.norm.out_scales[row] = scale;
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (column<kUnit>(i) >= args.norm.width) continue;
+    for (int j = 0; j < kUnit; ++j) x[i][j] *= inverse;
+    store<kUnit>(static_cast<E4m3*>(args.out) + row * args.norm.width + column<kUnit>(i), x[i]);
   }
 }
 
@@ -169,6 +198,10 @@ __global__ void __launch_bounds__((most_threads<kUnit, kUnits>())) row_kernel(co
       for (int j = 0; j < kUnit; ++j) square += (x[i][j] - mean) * (x[i][j] - mean);
   const float inverse = 1.0F / sqrtf(row_sum(square, squares) / static_cast<float>(width) + args.norm.eps);
   write_normalised<kUnit, kUnits, Out>(args, row, mean, inverse, x);
+  if constexpr (std::is_same_v<Out, E4m3>) {
+    __shared__ float largest[32];
+    write_quantised<kUnit, kUnits>(args, row, x, largest);
+  }
 }
 
 template <int kUnit, int kUnits, typename Y>
@@ -177,10 +210,14 @@ void launch_units(const Row& args, DType out_type, cudaStream_t stream) {
   const int threads = std::max(1, (units + 32 * kUnits - 1) / (32 * kUnits)) * 32;
   const int rows = threads == 32 ? kRowsOfWarps : 1;
   const dim3 block(static_cast<unsigned>(threads), static_cast<unsigned>(rows));
-  with_type(out_type, [&](auto out) {
+  const auto launch = [&](auto out) {
     launch_early(row_kernel<kUnit, kUnits, Y, decltype(out)>, blocks_for(args.norm.rows, rows), block, 0, stream, 1,
                  args);
-  });
+  };
+  if (out_type == DType::e4m3)
+    launch(E4m3{});
+  else
+    with_type(out_type, launch);
   check_launch("row norm");
 }
 
