@@ -35,7 +35,8 @@ TEST(WeightFormats, Fp8IsRefusedInOneLineWhereItCannotBe) {
             std::string::npos);
   EXPECT_EQ(refusal(options_of("cpu", WeightFormat::plain, Precision::f32), ErrorKind::usage), "");
   std::string why;
-  if (make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = true, .planning = true}, why)) return;
+  if (make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = true, .planning = true, .hopper = true}, why))
+    return;
   EXPECT_NE(refusal(options_of("auto", WeightFormat::fp8), ErrorKind::system).find(why), std::string::npos);
   EXPECT_NE(refusal(options_of("cuda", WeightFormat::fp8), ErrorKind::system).find(why), std::string::npos);
 }
@@ -43,7 +44,7 @@ TEST(WeightFormats, Fp8IsRefusedInOneLineWhereItCannotBe) {
 TEST(Device, Fp8WeightsDrawTheSamePictureAtEveryLoad) {
   std::string why;
   if (!testing::on_gpu()) GTEST_SKIP() << "the CPU has no fp8 layers";
-  if (!make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = true, .planning = true}, why))
+  if (!make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = true, .planning = true, .hopper = true}, why))
     GTEST_SKIP() << why;
   GenerateOptions options;
   options.prompts = {"red apple, 3d style"};

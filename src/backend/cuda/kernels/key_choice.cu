@@ -7,7 +7,7 @@
 namespace sparvar::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBins = 2048;
 constexpr unsigned kTaken = 0xffffffffU;  // of a value that was chosen already; no number is ordered as high
@@ -63,7 +63,7 @@ __device__ inline Threshold threshold_of(const unsigned* values, int keys, unsig
       if (v != kTaken && (v & kMasks[digit]) == prefix) atomicAdd(&bins[v >> kShifts[digit] & digits], 1U);
     }
     __syncthreads();
-    // Bins from the largest down, eight to a thread.
+    // Bins from the largest down, as many to each thread.
     const int top = kBins - 1 - static_cast<int>(threadIdx.x) * (kBins / kThreads);
     unsigned sum = 0;
     for (int i = 0; i < kBins / kThreads; ++i) sum += bins[top - i];
@@ -96,6 +96,7 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_earlier();
   sums += std::int64_t{blockIdx.x} * keys;
   choice += std::int64_t{blockIdx.x} * counts.total;
+#pragma unroll 8
   for (int i = static_cast<int>(threadIdx.x); i < keys; i += kThreads) values[i] = ordered(sums[i]);
   __syncthreads();
   // A thread's own part; of an odd number of words, so that threads do not meet in a bank.

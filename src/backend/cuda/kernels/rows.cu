@@ -41,35 +41,32 @@ struct alignas(sizeof(T) * kCount) Some {
   T of[kCount];
 };
 
-/// kCount channels to a thread.
+/// kCount channels to a thread, a token to blockIdx.y, a picture to blockIdx.z.
 template <typename T, typename Cache, int kCount>
-__global__ void __launch_bounds__(kThreads)
-    resize(T* out, const Cache* cache, std::int64_t vectors, Grid from, Grid to, std::int64_t total) {
+__global__ void __launch_bounds__(kThreads) resize(T* out, const Cache* cache, int vectors, Grid from, Grid to) {
   let_next_start();
   wait_for_earlier();
-  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
-  if (i >= total) return;
-  const std::int64_t token = i / vectors % (std::int64_t{to.h} * to.w);
-  const std::int64_t batch = i / vectors / (std::int64_t{to.h} * to.w);
-  const Tap y(static_cast<int>(token / to.w), from.h, to.h);
-  const Tap x(static_cast<int>(token % to.w), from.w, to.w);
+  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (i >= vectors) return;
+  const auto token = static_cast<int>(blockIdx.y);
+  const Tap y(token / to.w, from.h, to.h);
+  const Tap x(token % to.w, from.w, to.w);
   const float w11 = y.weight * x.weight;
   const float w10 = y.weight - w11;
   const float w01 = x.weight - w11;
   const float w00 = 1.0F - y.weight - w01;
   using V = Some<T, kCount>;
   using C = Some<Cache, kCount>;
-  const auto* const map = reinterpret_cast<const C*>(cache) + batch * from.h * from.w * vectors + i % vectors;
-  const C a = map[(std::int64_t{y.low} * from.w + x.low) * vectors];
-  const C b = map[(std::int64_t{y.low} * from.w + x.high) * vectors];
-  const C c = map[(std::int64_t{y.high} * from.w + x.low) * vectors];
-  const C d = map[(std::int64_t{y.high} * from.w + x.high) * vectors];
-  V sum = reinterpret_cast<V*>(out)[i];
+  const auto* const map = reinterpret_cast<const C*>(cache) + std::int64_t{blockIdx.z} * from.h * from.w * vectors + i;
+  const auto at = [&](int row, int column) { return map[(std::int64_t{row} * from.w + column) * vectors]; };
+  const C a = at(y.low, x.low), b = at(y.low, x.high), c = at(y.high, x.low), d = at(y.high, x.high);
+  V* const target = reinterpret_cast<V*>(out) + (std::int64_t{blockIdx.z} * to.h * to.w + token) * vectors + i;
+  V sum = *target;
 #pragma unroll
   for (int j = 0; j < kCount; ++j)
     sum.of[j] = rounded<T>(read(sum.of[j]) + w00 * read(a.of[j]) + w01 * read(b.of[j]) + w10 * read(c.of[j]) +
                            w11 * read(d.of[j]));
-  reinterpret_cast<V*>(out)[i] = sum;
+  *target = sum;
 }
 
 template <typename T>
@@ -112,9 +109,9 @@ __global__ void __launch_bounds__(kThreads) spread(const float* log_sums, std::i
 
 template <typename T, typename Cache, int kCount>
 void launch_resize(T* out, const Cache* cache, int batch, std::int64_t width, Grid from, Grid to, cudaStream_t stream) {
-  const std::int64_t total = batch * std::int64_t{to.h} * to.w * (width / kCount);
-  launch_early(resize<T, Cache, kCount>, blocks_for(total, kThreads), kThreads, 0, stream, 1, out, cache,
-               width / kCount, from, to, total);
+  const int vectors = static_cast<int>(width / kCount);
+  const dim3 grid(blocks_for(vectors, kThreads), static_cast<unsigned>(to.h * to.w), static_cast<unsigned>(batch));
+  launch_early(resize<T, Cache, kCount>, grid, kThreads, 0, stream, 1, out, cache, vectors, from, to);
 }
 
 }  // namespace
@@ -146,12 +143,15 @@ void gather_head_rows(const void* x, DType type, std::int64_t heads, int n, int 
 void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width, Grid from,
                  Grid to, cudaStream_t stream) {
   if (batch <= 0 || width <= 0) return;
+  if (to.h * to.w > 65535 || batch > 65535)
+    throw Error(ErrorKind::usage, "maps are resized on a GPU to 65535 tokens at most");
   with_type(type, [&](auto first) {
     with_type(cache_type, [&](auto second) {
       using T = decltype(first);
       using C = decltype(second);
-      if (width % 4 == 0)
-        launch_resize<T, C, 4>(static_cast<T*>(out), static_cast<const C*>(cache), batch, width, from, to, stream);
+      constexpr int kCount = 16 / sizeof(T);
+      if (width % kCount == 0)
+        launch_resize<T, C, kCount>(static_cast<T*>(out), static_cast<const C*>(cache), batch, width, from, to, stream);
       else
         launch_resize<T, C, 1>(static_cast<T*>(out), static_cast<const C*>(cache), batch, width, from, to, stream);
     });
