@@ -26,6 +26,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--tokenizer", type=Path, help="sentencepiece model (default: WORK/spiece.model)")
         sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
         sub.add_argument("--workers", type=int, help="processes that render (default: all cores)")
+        sub.add_argument("--budget", type=float, default=1.0, help="share of the preset's seconds that stages take")
+        sub.add_argument("--list-limit", type=int, help="names of each list that evaluation uses (default: all)")
 
     sub = stage("lists", "writes the lists of names that evaluation uses into the package")
     sub.add_argument("--data", type=Path, required=True)
@@ -67,7 +69,9 @@ def _run_stages(arguments: argparse.Namespace) -> None:
     from .tokens import train_tokenizer
     from .train_vae import Folders
 
-    chosen = preset(arguments.preset)
+    if arguments.budget <= 0:
+        raise TrainingError(f"--budget {arguments.budget:g}: must be above 0", 2)
+    chosen = preset(arguments.preset).with_budget(arguments.budget)
     tokenizer = arguments.tokenizer or arguments.work / "spiece.model"
     if arguments.stage == "render":
         size = chosen.pixels
@@ -78,7 +82,7 @@ def _run_stages(arguments: argparse.Namespace) -> None:
         return
     run = Run(
         chosen, arguments.data, tokenizer, Folders(arguments.work, arguments.out, arguments.resume),
-        getattr(arguments, "seconds", 1e9), arguments.device, arguments.workers, arguments.stage,
+        getattr(arguments, "seconds", 1e9), arguments.device, arguments.workers, arguments.list_limit, arguments.stage,
     )  # fmt: skip
     run_all(run)
 
@@ -128,10 +132,10 @@ def _main(arguments: argparse.Namespace) -> None:
         _run_stages(arguments)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 the command line asks for something impossible, 130 Ctrl-C."""
     try:
-        _main(_parser().parse_args())
+        _main(_parser().parse_args(arguments))
     except TrainingError as error:
         print(f"training: {error}", file=sys.stderr)
         return error.code

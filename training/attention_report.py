@@ -76,6 +76,10 @@ class _Watch:
     def __call__(self, k: int, layer: int, q: Tensor, keys: Tensor) -> None:
         if k < len(self.scales) - 2:
             return
+        with torch.autocast(q.device.type, enabled=False):
+            self._look(k, layer, q, keys)
+
+    def _look(self, k: int, layer: int, q: Tensor, keys: Tensor) -> None:
         queries = q[0].float()
         if k == len(self.scales) - 1:
             rows = (self.places[:, None] * self.scales[-1] + self.places[None]).flatten().to(q.device)

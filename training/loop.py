@@ -113,6 +113,21 @@ def cosine(first: float, last: float, progress: float) -> float:
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
+class SaveTimer:
+    """Says when it is time to save once more in a long stage: what is lost with a machine are minutes at most."""
+
+    def __init__(self, every: float = 150.0) -> None:
+        self._every, self._last = every, time.monotonic()
+
+    def due(self) -> bool:
+        """True once in the interval."""
+        now = time.monotonic()
+        if now - self._last < self._every:
+            return False
+        self._last = now
+        return True
+
+
 class StepTimer:
     """Seconds that count for a stage: those of compiling do not."""
 

@@ -1,7 +1,7 @@
 """Draws the SVG files into shards: `shard-00000.npy` [n, 3, size, size] uint8 and `shard-00000.json` (keys)."""
 
-import io
 import json
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -9,51 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from .data import Drawing
+from .data import TONE_WEIGHT, Drawing
+from .drawing import draw_shard
 from .errors import TrainingError
 from .progress import Progress
 
 SHARD = 128  # drawings
-
-
-def draw(svg: str, size: int) -> np.ndarray:
-    """[3, size, size] uint8: the drawing on white with a margin of a sixteenth on each side."""
-    import resvg_py
-
-    inner = size - 2 * (size // 16)
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=inner, background="#ffffff", skip_system_fonts=True)
-    picture = Image.open(io.BytesIO(bytes(png))).convert("RGB")
-    if picture.height > inner:
-        picture.thumbnail((inner, inner))
-    canvas = Image.new("RGB", (size, size), "white")
-    canvas.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
-    return np.asarray(canvas).transpose(2, 0, 1)
-
-
-def _draw_shard(folder: Path, number: int, rows: list[tuple[str, str]], size: int) -> list[str]:
-    """Writes one shard, pictures first and keys last: a shard with keys is whole. Returns the keys left out."""
-    pictures, keys, failed = [], [], []
-    for key, svg in rows:
-        try:
-            picture = draw(svg, size)
-        except (ValueError, OSError):
-            failed.append(key)
-            continue
-        if picture.min() < 250:  # else it is empty
-            pictures.append(picture)
-            keys.append(key)
-        else:
-            failed.append(key)
-    path = folder / f"shard-{number:05}.npy"
-    with open(f"{path}.part", "wb") as file:
-        np.save(file, np.stack(pictures) if pictures else np.zeros((0, 3, size, size), np.uint8))
-    os.replace(f"{path}.part", path)
-    keys_path = path.with_suffix(".json")
-    (part := keys_path.with_suffix(".json.part")).write_text(json.dumps(keys))
-    os.replace(part, keys_path)
-    return failed
 
 
 def render(drawings: list[Drawing], folder: Path, size: int, workers: int | None = None, quiet: bool = False) -> None:
@@ -73,11 +35,11 @@ def render(drawings: list[Drawing], folder: Path, size: int, workers: int | None
     missing = [n for n in range(len(starts)) if not (folder / f"shard-{n:05}.json").exists()]
     progress = Progress("render", len(starts), quiet, len(starts) - len(missing))
     failed: list[str] = []
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         jobs = []
         for n in missing:
             rows = [(d.key, d.svg) for d in drawings[n * SHARD : (n + 1) * SHARD]]
-            jobs.append(pool.submit(_draw_shard, folder, n, rows, size))
+            jobs.append(pool.submit(draw_shard, folder, n, rows, size))
         for job in as_completed(jobs):
             failed += job.result()
             progress.step()
@@ -113,7 +75,5 @@ class PictureStore(NamedTuple):
 
     def training_weights(self, held_out: set[str]) -> np.ndarray:
         """Probability of each picture to be drawn in training; zero for those held out."""
-        from .data import TONE_WEIGHT
-
         weights = np.array([0.0 if d.key in held_out else TONE_WEIGHT if d.toned else 1.0 for d in self.drawings])
         return weights / weights.sum()

@@ -20,6 +20,7 @@ from .train_vae import Folders, load_vae, train_vae
 
 # Seconds that a stage needs before and after its training: compiling, saving, samples.
 START_SECONDS = {"cuda": 60.0, "cpu": 1.0}
+VAE_START_SECONDS = {"cuda": 120.0, "cpu": 1.0}
 RESERVE_SECONDS = {"cuda": 30.0, "cpu": 2.0}
 EVALUATION_SECONDS = {"cuda": 150.0, "cpu": 5.0}
 
@@ -35,6 +36,7 @@ class Run:
     seconds: float
     device: str = "auto"
     workers: int | None = None
+    list_limit: int | None = None  # of the lists that evaluation reads: a rehearsal needs a few only
     goal: str = "run"  # or vae, transformer, evaluate: one stage only
 
 
@@ -58,7 +60,7 @@ def newest_state(preset: Preset, folders: Folders) -> State:
 
 
 def _carry_forward(folders: Folders) -> None:
-    """What this run does not change goes home as well: the output folder always holds a whole checkpoint."""
+    """What this run does not change goes home as well: the output folder holds a whole checkpoint from the start."""
     folders.out.mkdir(parents=True, exist_ok=True)
     for path in [*folders.work.glob("*-[0-9].safetensors"), folders.work / "state.json"]:
         if path.exists() and not (folders.out / path.name).exists():
@@ -77,6 +79,7 @@ class Runner:
             folder.mkdir(parents=True, exist_ok=True)
         self.state = newest_state(run.preset, self.folders)
         self.state.runs += 1
+        _carry_forward(self.folders)
         self._continue_log()
         self.log = Log(self.folders.out / "log.jsonl")
         self.held_out = set(read_list("unseen"))
@@ -96,8 +99,8 @@ class Runner:
         self.log.write("pictures", count=len(store.drawings), left=self.clock.left())
         return store
 
-    def _time_for(self, stage_left: float) -> bool:
-        return stage_left > 0 and self.clock.left() > START_SECONDS[self.kind] + RESERVE_SECONDS[self.kind]
+    def _time_for(self, stage_left: float, start: dict[str, float] = START_SECONDS) -> bool:
+        return stage_left > 0 and self.clock.left() > start[self.kind] + RESERVE_SECONDS[self.kind]
 
     def _features(self, store: PictureStore) -> torch.Tensor:
         path = self.folders.work / "features.pt"
@@ -116,7 +119,7 @@ class Runner:
         vae_left = preset.vae_seconds - self.state.stage("vae").seconds
         if self.run.goal == "transformer" and vae_left > 0:
             raise TrainingError(f"the VAE has {vae_left:.0f} seconds of its training left; run the stage `vae` first")
-        if self._time_for(vae_left):
+        if self._time_for(vae_left, VAE_START_SECONDS):
             (self.folders.work / "features.pt").unlink(missing_ok=True)
             train_vae(
                 preset, store, self.held_out, self.device, self.folders, self.state, self.clock, self.log, reserve
@@ -150,7 +153,7 @@ class Runner:
             preset, TextToBits.load(preset, work, self.device), load_vae(preset, work, self.device),
             Tokenizer(self.run.tokenizer), store, self.device, self.log,
         )  # fmt: skip
-        evaluate(evaluator, self.folders.out, None, limit=4 if preset.name == "tiny" else None)
+        evaluate(evaluator, self.folders.out, None, limit=self.run.list_limit)
 
     def all(self) -> None:
         """One run."""
@@ -161,7 +164,6 @@ class Runner:
             self.evaluate(store)
         self.state.save(self.folders.work)
         self.state.save(self.folders.out)
-        _carry_forward(self.folders)
         shutil.copyfile(self.folders.out / "log.jsonl", self.folders.work / "log.jsonl")
         seconds = {name: round(stage.seconds) for name, stage in self.state.stages.items()}
         self.log.write("end", complete=self.complete(), **seconds, left=self.clock.left())

@@ -11,7 +11,7 @@ from torch import Tensor
 from .config import Phase, Preset
 from .errors import TrainingError
 from .files import Tensors, load_shards, save_shards
-from .loop import Clock, Ema, State, StepTimer, compile_parts, cosine, eager, load_full, save_full
+from .loop import Clock, Ema, SaveTimer, State, StepTimer, compile_parts, cosine, eager, load_full, save_full
 from .progress import Log
 from .quantise import Pyramid
 from .render import PictureStore
@@ -227,12 +227,14 @@ class TransformerTraining:
 def train_phase(training: TransformerTraining, phase: Phase, clock: Clock, log: Log, reserve: float) -> None:
     """Trains until the phase's seconds are spent or `reserve` seconds of the clock are left; saves, draws samples."""
     stage, timer, here = training.state.stage(phase.name), StepTimer(training.preset.step_seconds), 0
-    rng = np.random.default_rng(stage.steps + 17)
+    rng, saves = np.random.default_rng(stage.steps + 17), SaveTimer()
     shares = np.array([share for _, _, share in phase.mix])
     losses: dict[int, list[tuple[Tensor, Tensor]]] = {}
     while stage.seconds < phase.seconds and clock.left() > reserve:
         progress = stage.seconds / phase.seconds
-        training.set_rate(cosine(phase.lr_first, phase.lr_last, progress) * min(1.0, (here + 1) / training.preset.warm_steps))
+        training.set_rate(
+            cosine(phase.lr_first, phase.lr_last, progress) * min(1.0, (here + 1) / training.preset.warm_steps)
+        )
         scales, count, _ = phase.mix[rng.choice(len(shares), p=shares / shares.sum())]
         figures = training.step(scales, count)
         losses.setdefault(scales, []).append(figures)
@@ -240,6 +242,8 @@ def train_phase(training: TransformerTraining, phase: Phase, clock: Clock, log: 
         if here % 10 == 0 or here < 5:
             figures[0].item()  # so that the clock tells what was done, not what was asked for
         stage.seconds += timer.lap()
+        if saves.due():
+            training.save()
         if here % 200 == 0:
             _report(phase.name, training, stage.seconds, stage.steps, losses, clock, log)
             losses = {}

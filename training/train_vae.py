@@ -11,14 +11,14 @@ from torch import Tensor
 from .config import Preset
 from .errors import TrainingError
 from .files import load_shards, save_shards
-from .loop import Clock, Ema, State, StepTimer, compile_parts, cosine, eager, load_full, save_full
+from .loop import Clock, Ema, SaveTimer, State, StepTimer, compile_parts, cosine, eager, load_full, save_full
 from .progress import Log
 from .quantise import Pyramid
 from .render import PictureStore
 from .sheets import write_sheet
 from .vae import BsqVae, psnr, reconstruction_loss, straight_through
 
-COMMITMENT = 0.1
+COMMITMENT = 0.5
 # How many of the last scales a picture is decoded without, and how often.
 DROPPED = {0: 0.62, 1: 0.10, 2: 0.18, 3: 0.04, 4: 0.02, 5: 0.02, 6: 0.02}
 
@@ -128,7 +128,7 @@ def train_vae(
 ) -> None:  # fmt: skip
     """Trains until the stage's seconds are spent or `reserve` seconds of the clock are left, and saves."""
     training = VaeTraining(preset, device, folders, state)
-    stage, timer = state.stage("vae"), StepTimer(preset.step_seconds)
+    stage, timer, saves = state.stage("vae"), StepTimer(preset.step_seconds), SaveTimer()
     rng = np.random.default_rng(stage.steps + 1)
     weights = store.training_weights(held_out)
     unseen = torch.tensor([i for i, d in enumerate(store.drawings) if d.key in held_out][:48] or [0], device=device)
@@ -143,6 +143,8 @@ def train_vae(
         if here % 10 == 0 or here < 5:
             losses.item()  # so that the clock tells what was done, not what was asked for
         stage.seconds += timer.lap()
+        if saves.due():
+            training.save()
         if here % 250 == 0:
             log.write("vae", seconds=stage.seconds, steps=stage.steps, loss=losses.item() / 250, rate=rate,
                       left=clock.left())  # fmt: skip

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="PyTorch is not installed: pip install -r training/requirements.txt")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -r training/requirements.txt")
 pytest.importorskip("resvg_py", reason="resvg-py is not installed: pip install -r training/requirements.txt")
 
 from training.data import SOURCES, read_list
+
+torch.set_num_threads(1)  # what is computed here is too small for more
 
 _COLOURS = ("#d33", "#3a3", "#33d", "#da2", "#a3a", "#2aa")
 

@@ -16,12 +16,16 @@ from training.config import EMOJI, TINY, preset
 from training.data import caption, clean_name, make_lists, read_drawings, read_list
 from training.errors import TrainingError
 from training.export import quantise_int8
-from training.loop import Ema, cosine
+from training.files import load_shards, save_shards
+from training.loop import Ema, StageState, State, cosine
 from training.quantise import Pyramid
 from training.render import PictureStore, render
+from training.run import newest_state
 from training.sampling import Settings, draw_bits, walk
 from training.text_encoder import T5Encoder, relative_buckets
 from training.tokens import Tokenizer, train_tokenizer
+from training.train_transformer import TransformerTraining
+from training.train_vae import Folders, VaeTraining
 from training.transformer import Infinity
 from training.vae import BsqVae, straight_through
 
@@ -145,7 +149,9 @@ def test_window_mask_against_its_definition() -> None:
     for j, side in enumerate(scales):
         for key in range(side * side):
             for row, (y, x) in enumerate((y, x) for y in places.tolist() for x in places.tolist()):
-                near = [abs(round(c / 64 * side) - v) <= windows[j] // 2 for c, v in ((y, key // side), (x, key % side))]
+                near = [
+                    abs(round(c / 64 * side) - v) <= windows[j] // 2 for c, v in ((y, key // side), (x, key % side))
+                ]
                 expected = j < 5 or (windows[j] > 0 and all(near))
                 assert mask[row, column] == expected, (j, key, y, x)
             column += 1
@@ -256,3 +262,63 @@ def test_the_bundled_size_fits() -> None:
     assert 2 * count + 350_000 < 32_000_000
     with pytest.raises(TrainingError, match="there is no preset"):
         preset("huge")
+
+
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(data: Path, tmp_path: Path) -> None:
+    """Weights, average and optimizer of both models: two steps are one step, a new object, and one step."""
+    drawings, cpu = read_drawings(data), torch.device("cpu")
+    render(drawings, tmp_path / "p", TINY.pixels, workers=1, quiet=True)
+    store = PictureStore.load(tmp_path / "p", drawings, cpu)
+    train_tokenizer(drawings, tmp_path / "s", TINY.text.vocab)
+    features = torch.randn(len(drawings), TINY.vae.bits, 8, 8).half()
+
+    def vae_step(folder: Path) -> VaeTraining:
+        training = VaeTraining(TINY, cpu, Folders(folder, folder, None), State("tiny"))
+        torch.manual_seed(int(training.ema.steps))
+        training.step(store.batch(torch.arange(2)))
+        return training
+
+    def bits_step(folder: Path) -> TransformerTraining:
+        training = TransformerTraining(
+            TINY, BsqVae(TINY.vae), store, features, Tokenizer(tmp_path / "s"), set(), cpu,
+            Folders(folder, folder, None), State("tiny"),
+        )  # fmt: skip
+        torch.manual_seed(int(training.ema.steps))
+        training.set_rate(1e-3)
+        training.step(3, 4)
+        return training
+
+    for name, one_step in (("vae", vae_step), ("ar", bits_step)):
+        training = one_step(tmp_path / name)
+        training.save()
+        after = {key: t.clone() for key, t in training.ema.tensors.items()}
+        assert load_shards(tmp_path / name, name).keys() == after.keys()
+        second = one_step(tmp_path / name)
+        assert second.ema.steps == 2
+        assert second.optimizer.state_dict()["state"][0]["step"] == 2
+        assert any(not torch.equal(after[key], second.ema.tensors[key]) for key in after)
+
+
+def test_newest_state(tmp_path: Path) -> None:
+    """What was carried here wins over an older work folder, and the older checkpoints go."""
+    folders = Folders(tmp_path / "work", tmp_path / "out", tmp_path / "carried")
+    assert newest_state(TINY, folders).runs == 0
+    State("tiny", {"vae": StageState(3.0, 30, 90)}, 1).save(tmp_path / "work")
+    State("tiny", {"vae": StageState(5.0, 50, 150)}, 2).save(tmp_path / "carried")
+    (tmp_path / "work/vae.pt").write_bytes(b"old")
+    save_shards(tmp_path / "carried", "vae", {"x": torch.ones(2)})
+    assert newest_state(TINY, folders).stage("vae").steps == 50
+    assert not (tmp_path / "work/vae.pt").exists()
+    assert load_shards(tmp_path / "work", "vae")["x"].tolist() == [1.0, 1.0]
+    State("tiny", {"vae": StageState(6.0, 60, 180)}, 3).save(tmp_path / "work")
+    assert newest_state(TINY, folders).stage("vae").steps == 60
+
+
+def test_shards_stay_small(tmp_path: Path) -> None:
+    save_shards(tmp_path, "x", {f"t{i}": torch.zeros(3_000_000) for i in range(6)})
+    assert len(list(tmp_path.glob("x-*.safetensors"))) == 3
+    save_shards(tmp_path, "x", {"t0": torch.zeros(10)})
+    assert len(list(tmp_path.glob("x-*.safetensors"))) == 1
+    (tmp_path / "y-0.safetensors").write_bytes(b"no")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        load_shards(tmp_path, "y")

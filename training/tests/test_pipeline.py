@@ -1,5 +1,7 @@
 """Every stage through the command line, tiny, and the result in the engine."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -10,18 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.__main__ import main
 from training.config import TINY
 from training.files import load_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def stage(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs a stage; its exit code must be `code`."""
-    command = [sys.executable, "-m", "training", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == code, done.stderr[-3000:]
-    return done
+def stage(*arguments: str | Path, code: int = 0) -> str:
+    """Runs a stage in this process, which spares an import of PyTorch; returns what it says on stderr."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert main([str(a) for a in arguments]) == code, said.getvalue()
+    return said.getvalue()
 
 
 def program(name: str) -> Path:
@@ -37,13 +40,24 @@ def program(name: str) -> Path:
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, trained in two runs on two machines: the second has nothing but the first one's output."""
     base = tmp_path_factory.mktemp("run")
-    common = ["--preset", "tiny", "--data", data, "--device", "cpu", "--workers", "1", "--tokenizer", base / "s.model"]
+    common: list[str | Path] = [
+        "--preset",
+        "tiny",
+        "--data",
+        data,
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        "--tokenizer",
+        base / "s.model",
+    ]
     stage("tokenizer", *common)
     stage("vae", *common, "--work", base / "work1", "--out", base / "out1")
     state = json.loads((base / "out1/state.json").read_text())
     assert state["stages"]["vae"]["seconds"] >= TINY.vae_seconds
-    where = ["--work", base / "work2", "--out", base / "out2", "--resume", base / "out1"]
-    stage("run", *common, *where, "--seconds", "200")
+    where: list[str | Path] = ["--work", base / "work2", "--out", base / "out2", "--resume", base / "out1"]
+    stage("run", *common, *where, "--seconds", "200", "--list-limit", "4")
     return base
 
 
@@ -53,7 +67,9 @@ def test_runs_continue_each_other(trained: Path, data: Path) -> None:
     for phase in TINY.phases:
         assert state["stages"][phase.name]["seconds"] >= phase.seconds
     first, second = load_shards(trained / "out1", "vae"), load_shards(trained / "out2", "vae")
-    assert all(torch.equal(first[name], second[name]) for name in first), "the trained VAE was carried, not trained again"
+    assert all(torch.equal(first[name], second[name]) for name in first), (
+        "the trained VAE was carried, not trained again"
+    )
     stages = [json.loads(line)["stage"] for line in (trained / "out2/log.jsonl").read_text().splitlines()]
     assert {"vae held out", "features", "ar7", "ar10", "ar13", "following"} <= set(stages), "one log over both runs"
     assert (trained / "out2/sheet-ar13.jpg").stat().st_size > 1000
@@ -126,13 +142,45 @@ def test_engine_draws(trained: Path) -> None:
     assert (trained / "shape.png").stat().st_size > 100
 
 
+def test_script_continues_and_packs(trained: Path, data: Path, tmp_path: Path) -> None:
+    """h100.sh with a carried checkpoint of the VAE: trains, and sends home few, small files."""
+    carried, home = tmp_path / "carried", tmp_path / "home"
+    carried.mkdir()
+    (carried / "data").symlink_to(data)
+    (carried / "checkpoint").symlink_to(trained / "out1")
+    (carried / "spiece.model").symlink_to(trained / "s.model")
+    env = {**os.environ, "WORK": str(tmp_path / "work"), "DEVICE": "cpu", "PRESET": "tiny", "OMP_NUM_THREADS": "1"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    script: list[str | Path] = [ROOT / "training/h100.sh", "--carried", carried, "--out", home]
+    done = subprocess.run([*script, "--seconds", "100"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    state = json.loads((home / "state.json").read_text())
+    assert state["runs"] == 2
+    assert state["stages"]["ar7"]["steps"] > 0
+    names = {path.name for path in home.iterdir()}
+    assert {"vae-0.safetensors", "state.json", "log.jsonl", "extras.tar.gz"} <= names and len(names) <= 8
+    wrong = subprocess.run([*script[:1], "--out", home], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and "has no folder data" in wrong.stderr
+
+
 def test_errors_are_one_line(data: Path, tmp_path: Path) -> None:
-    common = ["--preset", "tiny", "--data", data, "--work", tmp_path / "w", "--out", tmp_path / "o", "--device", "cpu"]
-    assert "Traceback" not in stage("transformer", *common, code=1).stderr
-    assert "more than 0 seconds" in stage("run", *common, "--seconds", "0", code=2).stderr
+    common: list[str | Path] = [
+        "--preset",
+        "tiny",
+        "--data",
+        data,
+        "--work",
+        tmp_path / "w",
+        "--out",
+        tmp_path / "o",
+        "--device",
+        "cpu",
+    ]
+    assert "Traceback" not in stage("transformer", *common, code=1)
+    assert "more than 0 seconds" in stage("run", *common, "--seconds", "0", code=2)
     missing = stage("export", "--checkpoint", tmp_path, "--tokenizer", tmp_path / "x", "-o", tmp_path / "m", code=1)
-    assert "no whole model" in missing.stderr
+    assert "no whole model" in missing
     (tmp_path / "w/state.json").write_text('{"preset": "emoji", "runs": 1, "stages": {}}')
-    assert "belongs to the preset emoji" in stage("run", *common, "--seconds", "5", code=2).stderr
+    assert "belongs to the preset emoji" in stage("run", *common, "--seconds", "5", code=2)
     (tmp_path / "w/state.json").write_text("{")
-    assert "not a state" in stage("run", *common, "--seconds", "5", code=1).stderr
+    assert "not a state" in stage("run", *common, "--seconds", "5", code=1)
