@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -r training/requirements.txt")
 pytest.importorskip("resvg_py", reason="resvg-py is not installed: pip install -r training/requirements.txt")
 
-from training.data import SOURCES, read_list
+from training.data import SOURCES, read_list  # noqa: E402
 
 torch.set_num_threads(1)  # what is computed here is too small for more
 
