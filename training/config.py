@@ -105,7 +105,7 @@ EMOJI = Preset(
     transformer=TransformerSize(),
     vae_seconds=850,
     vae_batch=16,
-    vae_lr=2e-3,
+    vae_lr=1.5e-3,
     text_tokens=24,
     phases=(
         Phase("ar7", 720, 2e-3, 2e-3, ((7, 128, 1.0),)),

@@ -54,7 +54,7 @@ if [ "$mode" != rehearse ] && [ -f "$carried/checkpoint/state.json" ]; then
 fi
 
 status=0
-timeout --signal=INT "$((left + 8))" python3 -m training "${arguments[@]}" 2>&1 | tee "$work/console.txt" || status=$?
+timeout --signal=INT --kill-after=5 "$((left + 8))" python3 -m training "${arguments[@]}" 2>&1 | tee "$work/console.txt" || status=$?
 mkdir -p "$fresh"
 mv "$work/console.txt" "$fresh/console.txt"
 for file in "$fresh"/*.safetensors "$fresh/state.json" "$fresh/log.jsonl"; do

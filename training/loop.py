@@ -15,8 +15,9 @@ from .config import Preset
 from .errors import TrainingError
 from .files import Tensors, write_bytes, write_json
 
-# A step that takes longer has compiled something; only so much of it counts as training.
-LONGEST_STEP = 1.5
+# A step that takes longer has compiled something; only so much of it counts as training. One step in ten waits for the
+# other nine.
+LONGEST_STEP = 3.0
 
 
 class Clock:

@@ -4,6 +4,7 @@ import io
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .data import Drawing, caption
@@ -56,15 +57,17 @@ class Tokenizer:
         """[B, T] int64 padded with zeros; T is `limit`, or the longest text's length where none is given."""
         rows = [self.ids(text) for text in texts]
         width = limit or max(map(len, rows))
-        out = torch.full((len(rows), width), PAD)
+        out = np.full((len(rows), width), PAD, np.int64)
         for i, row in enumerate(rows):
             row = row if len(row) <= width else [*row[: width - 1], EOS]
-            out[i, : len(row)] = torch.tensor(row)
-        return out
+            out[i, : len(row)] = row
+        return torch.from_numpy(out)
 
 
 def caption_table(tokenizer: Tokenizer, drawings: list[Drawing], variants: int, limit: int, seed: int) -> torch.Tensor:
     """[N, variants, limit] int16: captions of each drawing, drawn beforehand so that training never waits for them."""
     rng = random.Random(seed)
-    rows = [tokenizer.batch([caption(d, rng) for _ in range(variants)], limit) for d in drawings]
-    return torch.stack(rows).to(torch.int16)
+    captions = [caption(d, rng) for d in drawings for _ in range(variants)]
+    rows = {text: i for i, text in enumerate(dict.fromkeys(captions))}  # most of them are the base form
+    ids = tokenizer.batch(list(rows), limit).to(torch.int16)
+    return ids[torch.tensor([rows[text] for text in captions])].view(len(drawings), variants, limit)

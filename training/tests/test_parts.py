@@ -23,7 +23,7 @@ from training.render import PictureStore, render
 from training.run import newest_state
 from training.sampling import Settings, draw_bits, walk
 from training.text_encoder import T5Encoder, relative_buckets
-from training.tokens import Tokenizer, train_tokenizer
+from training.tokens import Tokenizer, caption_table, train_tokenizer
 from training.train_transformer import TransformerTraining
 from training.train_vae import Folders, VaeTraining
 from training.transformer import Infinity
@@ -226,6 +226,11 @@ def test_tokenizer(data: Path, tmp_path: Path) -> None:
     assert ids[1, -1] == 0
     assert (ids == 1).sum(1).tolist() == [1, 1]
     assert tokenizer.batch(["shape " * 40], limit=8)[0, -1] == 1
+    drawings = read_drawings(data)[:3]
+    table = caption_table(tokenizer, drawings, 5, 24, seed=0)
+    assert table.shape == (3, 5, 24)
+    bases = tokenizer.batch([d.prompt for d in drawings], 24)
+    assert all((table[i].long() == bases[i]).all(1).any() for i in range(3)), "each drawing has its own captions"
 
 
 def test_int8_is_close() -> None:
