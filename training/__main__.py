@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = stage("fixture", "writes expected tensors of an exported model for the engine's `conformance`")
     sub.add_argument("--model", type=Path, required=True)
     sub.add_argument("-o", "--output", type=Path, required=True)
+    sub = stage("card", "writes the model card into an exported model's folder")
+    sub.add_argument(
+        "--checkpoint", type=Path, required=True, help="with report.json, sheet-36.jpg, state.json, log.jsonl"
+    )
+    sub.add_argument("--model", type=Path, required=True)
+    sub.add_argument("--machine", default="one H100", help="what it was trained on")
     sub = stage("curves", "draws the training log")
     sub.add_argument("--log", type=Path, required=True)
     sub.add_argument("-o", "--output", type=Path, required=True)
@@ -124,6 +130,10 @@ def _main(arguments: argparse.Namespace) -> None:
         from .fixture import write_fixture
 
         write_fixture(preset(arguments.preset), arguments.model, arguments.output)
+    elif arguments.stage == "card":
+        from .card import write_card
+
+        write_card(arguments.checkpoint, arguments.model, arguments.machine)
     elif arguments.stage == "curves":
         from .curves import draw_curves
 

@@ -132,7 +132,8 @@ class Evaluator:
 
     def sample_sheet(self, path: Path, settings: Settings, seed: int = 11) -> list[str]:
         """6x6 drawings of prompts drawn by lot from the training names; returns the prompts, row by row."""
-        base = [d for d in self.store.drawings if not d.toned]
+        unseen = set(read_list("unseen"))
+        base = [d for d in self.store.drawings if not d.toned and d.key not in unseen]
         prompts = [d.prompt for d in random.Random(seed).sample(base, min(36, len(base)))]
         pictures = [
             self.model.draw(self.vae, self.pyramid, self.tokenizer, prompts[i : i + 12], settings).cpu()

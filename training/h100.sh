@@ -6,6 +6,7 @@
 # extras.tar.gz with sheets and reports: at most 6 files of at most 16 MB. Pictures, full checkpoints (with the optimizer) and
 # compiled kernels stay in $WORK (default /tmp/sparvar-training) for the next run on the same machine.
 #   --rehearse   every stage for some seconds, in a place of its own: shows that all of it works, and leaves kernels compiled
+#   BUDGET=1.3   in the environment: every stage 1.3 times as long
 #   --evaluate   no training: the report of the newest checkpoint
 set -euo pipefail
 
@@ -28,16 +29,17 @@ done
 
 work=${WORK:-/tmp/sparvar-training}
 export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=$work/kernels TRITON_CACHE_DIR=$work/triton PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$work" "$out"
 if ! python3 -c 'import resvg_py' 2>/dev/null; then
   python3 -m pip install -q --no-index --no-deps --target "$work/site" "$carried"/wheels/*.whl
 fi
-export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 
 # The run's own folder, new each time: what it holds at the end goes home.
 fresh=$work/out
 rm -rf "$fresh"
-arguments=(--data "$carried/data" --tokenizer "$carried/spiece.model" --out "$fresh" --device "${DEVICE:-cuda}" --preset "${PRESET:-emoji}")
+[ "$mode" = rehearse ] && budget=0.012 || budget=${BUDGET:-1}
+arguments=(--data "$carried/data" --tokenizer "$carried/spiece.model" --out "$fresh" --budget "$budget" --device "${DEVICE:-cuda}" --preset "${PRESET:-emoji}")
 left=$((seconds - SECONDS - 10)) # the last seconds are for packing
 case $mode in
   run) arguments=(run "${arguments[@]}" --work "$work" --seconds "$left") ;;
@@ -46,7 +48,7 @@ case $mode in
     mkdir -p "$work/rehearsal"
     ln -sfn "../pictures-512" "$work/rehearsal/pictures-512" # the pictures are the same
     mkdir -p "$work/pictures-512"
-    arguments=(run "${arguments[@]}" --work "$work/rehearsal" --seconds "$left" --budget 0.012 --list-limit 24)
+    arguments=(run "${arguments[@]}" --work "$work/rehearsal" --seconds "$left" --list-limit 24)
     ;;
 esac
 if [ "$mode" != rehearse ] && [ -f "$carried/checkpoint/state.json" ]; then

@@ -116,7 +116,7 @@ class Runner:
     def train(self, store: PictureStore) -> None:
         """All stages that are not complete, one after another, until the time is over."""
         preset, reserve = self.run.preset, RESERVE_SECONDS[self.kind]
-        vae_left = preset.vae_seconds - self.state.stage("vae").seconds
+        vae_left = self._vae_left()
         if self.run.goal == "transformer" and vae_left > 0:
             raise TrainingError(f"the VAE has {vae_left:.0f} seconds of its training left; run the stage `vae` first")
         if self._time_for(vae_left, VAE_START_SECONDS):
@@ -124,7 +124,7 @@ class Runner:
             train_vae(
                 preset, store, self.held_out, self.device, self.folders, self.state, self.clock, self.log, reserve
             )
-        if self.run.goal == "vae" or self.state.stage("vae").seconds < preset.vae_seconds:
+        if self.run.goal == "vae" or self._vae_left() > 0:
             return
         left = [p for p in preset.phases if self.state.stage(p.name).seconds < p.seconds]
         if not left or not self._time_for(1):
@@ -138,10 +138,17 @@ class Runner:
                 return
             train_phase(training, phase, self.clock, self.log, reserve)
 
+    def _vae_left(self) -> float:
+        """Seconds of its training; none once the transformer has begun to learn its bits, whatever the budget is."""
+        if any(self.state.stage(phase.name).steps for phase in self.run.preset.phases):
+            return 0.0
+        return max(0.0, self.run.preset.vae_seconds - self.state.stage("vae").seconds)
+
     def complete(self) -> bool:
         """Whether every stage has had its seconds."""
-        stages = [("vae", self.run.preset.vae_seconds), *((p.name, p.seconds) for p in self.run.preset.phases)]
-        return all(self.state.stage(name).seconds >= seconds for name, seconds in stages)
+        return self._vae_left() == 0 and all(
+            self.state.stage(phase.name).seconds >= phase.seconds for phase in self.run.preset.phases
+        )
 
     def evaluate(self, store: PictureStore) -> None:
         """The report, if there is a model and time."""

@@ -163,6 +163,37 @@ def test_script_continues_and_packs(trained: Path, data: Path, tmp_path: Path) -
     assert wrong.returncode == 2 and "has no folder data" in wrong.stderr
 
 
+def test_model_card(trained: Path) -> None:
+    folder = export(trained, "bf16")
+    stage("card", "--checkpoint", trained / "out2", "--model", folder, "--machine", "a laptop")
+    text = (folder / "README.md").read_text()
+    for part in ("64x64 emoji", "121 tokens", "CC-BY-4.0", "| ar13 |", "| noto | 4 |", "on a laptop"):
+        assert part in text, part
+    assert (folder / "curves.png").exists() and (folder / "sheet.jpg").exists()
+    assert "report.json: is missing" in stage("card", "--checkpoint", trained, "--model", folder, code=1)
+
+
+def test_a_longer_budget_leaves_the_vae_alone(trained: Path, data: Path) -> None:
+    """Once the transformer has learnt bits of a VAE, that VAE must not change."""
+    before = load_shards(trained / "out2", "vae")
+    common: list[str | Path] = ["--preset", "tiny", "--data", data, "--device", "cpu", "--workers", "1"]
+    where: list[str | Path] = [
+        "--work",
+        trained / "work2",
+        "--out",
+        trained / "out3",
+        "--tokenizer",
+        trained / "s.model",
+    ]
+    stage("transformer", *common, *where, "--budget", "1.1")
+    state = json.loads((trained / "out3/state.json").read_text())
+    assert (
+        state["stages"]["ar7"]["steps"]
+        > json.loads((trained / "out2/state.json").read_text())["stages"]["ar7"]["steps"]
+    )
+    assert all(torch.equal(t, before[name]) for name, t in load_shards(trained / "out3", "vae").items())
+
+
 def test_errors_are_one_line(data: Path, tmp_path: Path) -> None:
     common: list[str | Path] = [
         "--preset",
