@@ -28,7 +28,7 @@ done
 [ -n "$out" ] || { echo "training/h100.sh: --out is missing" >&2; exit 2; }
 
 work=${WORK:-/tmp/sparvar-training}
-export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=$work/kernels TRITON_CACHE_DIR=$work/triton PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=$work/kernels TRITON_CACHE_DIR=$work/triton
 export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$work" "$out"
 if ! python3 -c 'import resvg_py' 2>/dev/null; then

@@ -34,17 +34,19 @@ class Progress:
 
 
 class Log:
-    """Appends one JSON object a line to a file and shows it as a line of text."""
+    """Appends one JSON object a line to each of its files and shows it as a line of text."""
 
-    def __init__(self, path: Path, quiet: bool = False) -> None:
-        self.path, self.quiet, self._start = path, quiet, time.monotonic()
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, *paths: Path, quiet: bool = False) -> None:
+        self.paths, self.quiet, self._start = paths, quiet, time.monotonic()
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, stage: str, **values: Any) -> None:
         """One record of `stage`."""
         record = {"stage": stage, **values}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        for path in self.paths:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
         if not self.quiet:
             text = " ".join(f"{name} {_short(value)}" for name, value in values.items())
             print(f"[{time.monotonic() - self._start:6.1f}] {stage}: {text}", file=sys.stderr, flush=True)

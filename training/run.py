@@ -47,13 +47,14 @@ def newest_state(preset: Preset, folders: Folders) -> State:
     """
     here = State.load(folders.work, preset)
     carried = State.load(folders.resume, preset) if folders.resume else None
-    if carried is not None and (here is None or carried.total() > here.total()):
+    if folders.resume and carried is not None and (here is None or carried.total() > here.total()):
         for name in ("vae.pt", "ar.pt", "features.pt"):
             (folders.work / name).unlink(missing_ok=True)
         for name in ("vae", "ar"):
-            tensors = load_shards(folders.resume, name) if folders.resume else {}
-            if tensors:
+            if tensors := load_shards(folders.resume, name):
                 save_shards(folders.work, name, tensors)
+        if (folders.resume / "log.jsonl").exists():
+            shutil.copyfile(folders.resume / "log.jsonl", folders.work / "log.jsonl")
         carried.save(folders.work)
         return carried
     return here or State(preset.name)
@@ -62,7 +63,7 @@ def newest_state(preset: Preset, folders: Folders) -> State:
 def _carry_forward(folders: Folders) -> None:
     """What this run does not change goes home as well: the output folder holds a whole checkpoint from the start."""
     folders.out.mkdir(parents=True, exist_ok=True)
-    for path in [*folders.work.glob("*-[0-9].safetensors"), folders.work / "state.json"]:
+    for path in [*folders.work.glob("*-[0-9].safetensors"), folders.work / "state.json", folders.work / "log.jsonl"]:
         if path.exists() and not (folders.out / path.name).exists():
             shutil.copyfile(path, folders.out / path.name)
 
@@ -80,15 +81,8 @@ class Runner:
         self.state = newest_state(run.preset, self.folders)
         self.state.runs += 1
         _carry_forward(self.folders)
-        self._continue_log()
-        self.log = Log(self.folders.out / "log.jsonl")
+        self.log = Log(self.folders.work / "log.jsonl", self.folders.out / "log.jsonl")
         self.held_out = set(read_list("unseen"))
-
-    def _continue_log(self) -> None:
-        """The log of all runs so far goes on in the output folder."""
-        for folder in (self.folders.work, self.folders.resume):
-            if folder and (folder / "log.jsonl").exists() and not (self.folders.out / "log.jsonl").exists():
-                shutil.copyfile(folder / "log.jsonl", self.folders.out / "log.jsonl")
 
     def pictures(self) -> PictureStore:
         """Renders what is missing and loads it."""
@@ -171,7 +165,6 @@ class Runner:
             self.evaluate(store)
         self.state.save(self.folders.work)
         self.state.save(self.folders.out)
-        shutil.copyfile(self.folders.out / "log.jsonl", self.folders.work / "log.jsonl")
         seconds = {name: round(stage.seconds) for name, stage in self.state.stages.items()}
         self.log.write("end", complete=self.complete(), **seconds, left=self.clock.left())
 
