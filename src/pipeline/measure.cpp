@@ -191,7 +191,7 @@ MeasuredModel::~MeasuredModel() = default;
 void MeasuredModel::require(const MeasuredRun& run) { impl_->plan(impl_->shape(impl_->job(run), run), run); }
 Measurement MeasuredModel::measure(const MeasuredRun& run) { return impl_->measure(run); }
 double MeasuredModel::rate() {
-  impl_->load();
+  impl_->load(0);
   impl_->tell("matrix product");
   return product_rate(*impl_->device.backend);
 }
