@@ -25,7 +25,6 @@ class CudaLists final : public AttentionLists {
   Tensor ranges, keys;
   int lists = 1, list_tiles = 0;
   int most_key = 0;  // one more than the largest
-  int typical_keys = 0;
 };
 
 class CudaRecipe final : public AttentionRecipe {
@@ -100,7 +99,6 @@ ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool 
           .tile_count = wide ? tiles.wide_count : tiles.piece_count,
           .list_tiles = 0,
           .most_queries = wide ? tiles.wide_most : tiles.most,
-          .typical_keys = 0,
           .own_lists = false,
           .scale = args.scale,
           .statistics = args.statistics.defined() ? const_cast<float*>(args.statistics.data<float>()) : nullptr,
@@ -190,7 +188,6 @@ AttentionListsPtr CudaBackend::prepare_lists(const QueryTiles& tiles, const KeyL
   }
   out->lists = lists.lists;
   out->list_tiles = lists.tiles;
-  if (!ranges.empty()) out->typical_keys = static_cast<int>(keys.size() / ranges.size());
   out->tiles = put_tiles(tiles, [this](const void* x, DType type, std::int64_t count) { return kept(x, type, count); });
   out->ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
   out->keys = kept(keys.data(), DType::i32, static_cast<std::int64_t>(keys.size()));
@@ -211,7 +208,6 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
   call.keys = address<std::int32_t>(own.keys);
   call.list_tiles = own.list_tiles;
   call.own_lists = own.lists > 1;
-  call.typical_keys = own.typical_keys;
   list_attention(call, stream_);
 }
 
@@ -290,7 +286,6 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
   call.keys = keys.data<std::int32_t>();
   call.list_tiles = own.list_tiles;
   call.own_lists = true;
-  call.typical_keys = static_cast<int>(own.capacity);
   list_attention(call, stream_);
 }
 

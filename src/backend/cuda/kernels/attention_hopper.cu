@@ -13,15 +13,15 @@ namespace sparvar::cuda {
 namespace {
 
 constexpr int kMultiprocessorBytes = 227 * 1024;
-constexpr int kLongList = 1000;  // keys from which on stages of 128 are the faster
 
 /// kGroups: warpgroups that multiply, 64 queries each. Of one or two the queries stay in registers; three have too few
-/// for that, and read them from shared memory.
-template <int kDim, int kGroups, int kKeysAtOnce>
+/// for that, and read them from shared memory. A product with its first matrix in registers needs 128 columns, so as
+/// many keys, to run at full rate; two warpgroups have the room for them.
+template <int kDim, int kGroups>
 struct Shape {
   static constexpr int kBlocks = kGroups == 1 ? 2 : 1;  // on one multiprocessor
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kStageKeys = kKeysAtOnce;
+  static constexpr int kStageKeys = kGroups == 2 ? 128 : 64;
   static constexpr int kPanels = (kDim + 63) / 64;  // of 64 channels
   static constexpr int kQueryPanel = 64 * 128;
   static constexpr int kKeyPanel = kStageKeys * 128;
@@ -130,9 +130,9 @@ struct Eight {
   }
 };
 
-template <int kDim, int kGroups, int kKeysAtOnce>
+template <int kDim, int kGroups>
 __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers barriers) {
-  using S = Shape<kDim, kGroups, kKeysAtOnce>;
+  using S = Shape<kDim, kGroups>;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int chunk = thread % 16;    // of 16 bytes of a row
   const int row = thread / 16 * 8;  // the first of eight
@@ -291,11 +291,12 @@ __device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&
   commit_products();
 }
 
-template <int kDim, int kGroups, int kKeysAtOnce>
+template <int kDim, int kGroups>
 __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers barriers) {
-  using S = Shape<kDim, kGroups, kKeysAtOnce>;
+  using S = Shape<kDim, kGroups>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const Turns<kGroups == 2 ? 2 : 1> turns;
   Ring<S::kStages> ring;
   unsigned query_turn = 0;
   for (Work work(a); !work.done(); work.advance()) {
@@ -318,6 +319,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
     const auto begin_stage = [&] {
       wait_barrier(barriers.full(ring.stage), ring.turn);
       show_to_products();
+      turns.wait();
       const unsigned k = memory + S::kQueryBytes + ring.stage * S::kStageBytes;
       if constexpr (kHolds<kGroups>)
         begin_logits<S>(s, q, k);
@@ -327,6 +329,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
     const int count = work.range.keys;
     if (count > 0) {
       begin_stage();
+      turns.pass();
       wait_products<0>();
       settle(s);
       weigh(running, s, scale, count, shrink);
@@ -340,6 +343,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
       if (left > S::kStageKeys) {
         begin_stage();
         begin_values<S, kDim, S::kStageKeys / 16>(running.out, p, v);
+        turns.pass();
         wait_products<1>();
         settle(s);
         weigh(running, s, scale, left - S::kStageKeys, shrink);
@@ -368,12 +372,11 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
 
 #endif  // Hopper
 
-template <int kDim, int kGroups, int kKeysAtOnce>
-__global__ void __launch_bounds__((Shape<kDim, kGroups, kKeysAtOnce>::kThreads),
-                                  (Shape<kDim, kGroups, kKeysAtOnce>::kBlocks))
+template <int kDim, int kGroups>
+__global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
     attend_lists_hopper(const ListAttention a) {
 #if __CUDA_ARCH__ >= 900
-  using S = Shape<kDim, kGroups, kKeysAtOnce>;
+  using S = Shape<kDim, kGroups>;
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned memory = shared_address(shared);
   const Barriers barriers{memory + S::kQueryBytes + S::kStages * S::kStageBytes};
@@ -390,23 +393,23 @@ __global__ void __launch_bounds__((Shape<kDim, kGroups, kKeysAtOnce>::kThreads),
   wait_for_earlier();
   if (threadIdx.x >= 128 * kGroups) {
     give_registers<kGathererRegisters>();
-    gather<kDim, kGroups, kKeysAtOnce>(a, memory, barriers);
+    gather<kDim, kGroups>(a, memory, barriers);
   } else {
     take_registers<kMultiplierRegisters<kGroups>>();
-    attend<kDim, kGroups, kKeysAtOnce>(a, memory, barriers);
+    attend<kDim, kGroups>(a, memory, barriers);
   }
 #endif
 }
 
-template <int kDim, int kGroups, int kKeysAtOnce>
+template <int kDim, int kGroups>
 void launch(const ListAttention& args, cudaStream_t stream) {
-  using S = Shape<kDim, kGroups, kKeysAtOnce>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups, kKeysAtOnce>,
+  using S = Shape<kDim, kGroups>;
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups>,
                                                           cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
   const int items = args.batch * args.heads * args.tile_count;
   const auto blocks = static_cast<unsigned>(std::min(items, multiprocessors() * S::kBlocks));
-  launch_early(attend_lists_hopper<kDim, kGroups, kKeysAtOnce>, blocks, S::kThreads, S::kSharedBytes, stream, 1, args);
+  launch_early(attend_lists_hopper<kDim, kGroups>, blocks, S::kThreads, S::kSharedBytes, stream, 1, args);
   check_launch("attention of lists (Hopper)");
 }
 
@@ -419,13 +422,11 @@ bool supports_list_attention_hopper(int dim) {
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
   with_head_dim(args.dim, [&](auto dim) {
     if (args.most_queries <= 64)
-      launch<dim, 1, 64>(args, stream);
+      launch<dim, 1>(args, stream);
     else if (args.most_queries > 128)
-      launch<dim, 3, 64>(args, stream);
-    else if (args.typical_keys >= kLongList)
-      launch<dim, 2, 128>(args, stream);
+      launch<dim, 3>(args, stream);
     else
-      launch<dim, 2, 64>(args, stream);
+      launch<dim, 2>(args, stream);
   });
 }
 

@@ -181,7 +181,6 @@ struct ListAttention {
   const std::int32_t* keys = nullptr;  // device
   int tile_count = 0, list_tiles = 0;
   int most_queries = 0;  // of a tile
-  int typical_keys = 0;  // of a list: chooses between kernels
   bool own_lists = false;
   float scale = 1;
   float* statistics = nullptr;  // f32 [B, H, out_queries, 2], or null
