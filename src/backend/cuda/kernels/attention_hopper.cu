@@ -296,7 +296,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
   using S = Shape<kDim, kGroups>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Turns<kGroups == 2 ? 2 : 1> turns;
+  const Turns<kGroups> turns;
   Ring<S::kStages> ring;
   unsigned query_turn = 0;
   for (Work work(a); !work.done(); work.advance()) {
@@ -329,8 +329,8 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
     const int count = work.range.keys;
     if (count > 0) {
       begin_stage();
-      turns.pass();
       wait_products<0>();
+      turns.pass();
       settle(s);
       weigh(running, s, scale, count, shrink);
       pack_weights(p, s);
@@ -343,8 +343,8 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
       if (left > S::kStageKeys) {
         begin_stage();
         begin_values<S, kDim, S::kStageKeys / 16>(running.out, p, v);
-        turns.pass();
         wait_products<1>();
+        turns.pass();
         settle(s);
         weigh(running, s, scale, left - S::kStageKeys, shrink);
         wait_products<0>();

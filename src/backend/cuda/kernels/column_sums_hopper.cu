@@ -1,6 +1,6 @@
-// Column sums on Hopper: 256 keys to a block, twice 64 to each of two warpgroups; queries pass by in pairs of stages,
-// 128 columns to a product, which a third warpgroup gathers, and the keys of the next piece of work. While the tensor
-// cores make the logits of one half of a warpgroup's keys, those of the other become weights.
+// Column sums on Hopper: 192 keys to a block, 64 to each of three warpgroups, whose rows stay in registers; queries
+// pass by in stages that a fourth warpgroup gathers. While the tensor cores make the logits of one stage, those of the
+// stage before become weights.
 #include <algorithm>
 
 #include "backend/cuda/kernels/column_sums.cuh"
@@ -9,10 +9,8 @@
 namespace sparvar::cuda {
 namespace {
 
-constexpr int kGroups = 2;
-constexpr int kHalves = 2;  // of a warpgroup's keys
-constexpr int kTiles = kGroups * kHalves;
-constexpr int kBlockKeys = 64 * kTiles;
+constexpr int kGroups = 3;
+constexpr int kBlockKeys = 64 * kGroups;
 constexpr int kThreads = 128 * (kGroups + 1);
 constexpr int kPair = 2 * kKeys;     // queries
 constexpr int kKeyPanel = 64 * 128;  // of 64 channels
@@ -22,20 +20,20 @@ constexpr int kLesseningBytes = kPair * 4;
 template <int kDim>
 struct Shape {
   static constexpr int kPanels = (kDim + 63) / 64;
-  static constexpr int kTileBytes = kPanels * kKeyPanel;  // 64 keys
-  static constexpr int kKeyBytes = kTiles * kTileBytes;
-  static constexpr int kStages = 3;  // pairs on their way
+  static constexpr int kTileBytes = kPanels * kKeyPanel;  // keys of a warpgroup
+  static constexpr int kKeyBytes = kGroups * kTileBytes;
+  static constexpr int kStages = 4;  // pairs on their way
   static constexpr int kStageBytes = kPanels * kQueryPanel;
-  static constexpr int kLessening = 2 * kKeyBytes + kStages * kStageBytes;  // where it begins
+  static constexpr int kLessening = kKeyBytes + kStages * kStageBytes;  // where it begins
   static constexpr int kBarriers = kLessening + kStages * kLesseningBytes;
-  static constexpr int kSharedBytes = kBarriers + 16 * (kStages + 2);
+  static constexpr int kSharedBytes = kBarriers + 16 * (kStages + 1);
   static_assert(kSharedBytes <= 226 * 1024);
 };
 
 #if __CUDA_ARCH__ >= 900
 
 constexpr int kGathererRegisters = 56;
-constexpr int kMultiplierRegisters = 224;
+constexpr int kMultiplierRegisters = 152;
 
 struct Ring {
   int stage = 0;
@@ -57,31 +55,31 @@ __device__ inline void gather(const ColumnSums& a, unsigned memory) {
   const int row = thread / 16 * 8;  // the first of eight
   const bool copies = chunk < kDim / 8;
   const unsigned key_place = chunk / 8 * kKeyPanel + row * 128;
-  const unsigned query_place = 2 * S::kKeyBytes + chunk / 8 * kQueryPanel + row * 128;
+  const unsigned query_place = S::kKeyBytes + chunk / 8 * kQueryPanel + row * 128;
   const auto swizzled = [&](int i) { return i * 128 + (chunk % 8 ^ i) * 16; };
-  const unsigned key_barriers = memory + S::kBarriers + 16 * S::kStages;  // of two buffers
+  const unsigned keys_full = memory + S::kBarriers + 16 * S::kStages;
   const int tiles = (a.keys + kBlockKeys - 1) / kBlockKeys;
   const int total = a.batch * a.heads * tiles;
-  Ring ring, keys;
+  Ring ring;
+  unsigned key_turn = 0;
   for (int item = static_cast<int>(blockIdx.x); item < total; item += static_cast<int>(gridDim.x)) {
     const int index = item / tiles;
     const int first_key = item % tiles * kBlockKeys;
     const bf16* const q = static_cast<const bf16*>(a.q) + index * std::int64_t{a.queries} * kDim + chunk * 8;
     const bf16* const k = static_cast<const bf16*>(a.k) + index * a.capacity * kDim + chunk * 8;
-    const unsigned key_barrier = key_barriers + 16 * keys.stage;
-    wait_barrier(key_barrier + 8, keys.turn ^ 1U);
+    wait_barrier(keys_full + 8, key_turn ^ 1U);
+    key_turn ^= 1U;
     if (copies)
 #pragma unroll 1
-      for (int tile = 0; tile < kTiles; ++tile)
+      for (int group = 0; group < kGroups; ++group)
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-          const int key = first_key + tile * 64 + row + i;
+          const int key = first_key + group * 64 + row + i;
           const bool there = key < a.keys;
-          copy_async(memory + keys.stage * S::kKeyBytes + tile * S::kTileBytes + key_place + swizzled(i),
-                     k + std::int64_t{there ? key : 0} * kDim, there);
+          copy_async(memory + group * S::kTileBytes + key_place + swizzled(i), k + std::int64_t{there ? key : 0} * kDim,
+                     there);
         }
-    arrive_after_copies(key_barrier);
-    keys.advance(2);
+    arrive_after_copies(keys_full);
     const float* const lessening = a.lessening + std::int64_t{index} * a.stage_count * kKeys;
     for (int stage = 0; stage < a.stage_count; ++stage) {
       const int half = stage % 2;
@@ -112,58 +110,54 @@ __device__ inline void sum(const ColumnSums& a, unsigned memory, const unsigned 
   using S = Shape<kDim>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const unsigned key_barriers = memory + S::kBarriers + 16 * S::kStages;  // of two buffers
+  const unsigned keys_full = memory + S::kBarriers + 16 * S::kStages;
   const int tiles = (a.keys + kBlockKeys - 1) / kBlockKeys;
   const int total = a.batch * a.heads * tiles;
   const Turns<kGroups> turns;
-  Ring ring, keys;
+  Ring ring;
+  unsigned key_turn = 0;
   for (int item = static_cast<int>(blockIdx.x); item < total; item += static_cast<int>(gridDim.x)) {
     const int index = item / tiles;
-    const int key = item % tiles * kBlockKeys + warp / 4 * 64 * kHalves + warp % 4 * 16;  // of the first half
-    const unsigned key_barrier = key_barriers + 16 * keys.stage;
-    const unsigned k = memory + keys.stage * S::kKeyBytes + warp / 4 * kHalves * S::kTileBytes;
-    wait_barrier(key_barrier, keys.turn);
-    keys.advance(2);
+    const int key = item % tiles * kBlockKeys + warp * 16;
+    wait_barrier(keys_full, key_turn);
+    key_turn ^= 1U;
+    unsigned k[kDim / 16][4];
+    const int row = warp % 4 * 16 + lane % 16;
+#pragma unroll
+    for (int d = 0; d < kDim / 16; ++d)
+      load_matrices(k[d], memory + warp / 4 * S::kTileBytes + row * 128 + d / 4 * kKeyPanel +
+                              (((d % 4 * 2 + lane / 16) ^ (row % 8)) * 16));
+    __syncwarp();
+    if (lane == 0) arrive(keys_full + 8);
 
-    GroupSums sums[kHalves];
-    float logits[kHalves][2][kKeys / 8][4];
-    const auto begin = [&](int half) {
-      const unsigned q = memory + 2 * S::kKeyBytes + ring.stage * S::kStageBytes;
+    GroupSums sums;
+    for (int stage = 0; stage < a.stage_count; stage += 2) {
+      float logits[2][kKeys / 8][4];
+      const unsigned barrier = memory + S::kBarriers + 16 * ring.stage;
+      wait_barrier(barrier, ring.turn);
+      show_to_products();
+      turns.wait();
+      const unsigned q = memory + S::kKeyBytes + ring.stage * S::kStageBytes;
+      auto& all = reinterpret_cast<float(&)[kPair / 8][4]>(logits);
       begin_products();
 #pragma unroll
       for (int d = 0; d < kDim / 16; ++d)
-        multiply<kPair>(reinterpret_cast<float(&)[kPair / 2]>(logits[half]),
-                        matrix_of(k + half * S::kTileBytes + d / 4 * kKeyPanel + d % 4 * 32),
-                        matrix_of(q + d / 4 * kQueryPanel + d % 4 * 32), d > 0 ? 1 : 0);
+        multiply_held<kPair, 0>(all, k[d], matrix_of(q + d / 4 * kQueryPanel + d % 4 * 32), d > 0 ? 1 : 0);
       commit_products();
-    };
-    const auto finish = [&](int half, int stage) {
       const int4 first = __ldg(reinterpret_cast<const int4*>(a.stages + stage));
       const int4 second = __ldg(reinterpret_cast<const int4*>(a.stages + stage) + 1);
-      settle(reinterpret_cast<float(&)[kPair / 8][4]>(logits[half]));
+      wait_products<0>();
+      turns.pass();
+      settle(all);
       const auto* const lessening =
           reinterpret_cast<const float*>(shared + S::kLessening + ring.stage * kLesseningBytes);
-      sum_stage(a, sums[half], logits[half][0], lessening, {first.x, first.y, first.z, 0}, a.group_of + stage * kKeys,
-                index, key + 64 * half);
-      sum_stage(a, sums[half], logits[half][1], lessening + kKeys, {second.x, second.y, second.z, 0},
-                a.group_of + (stage + 1) * kKeys, index, key + 64 * half);
-    };
-    for (int stage = 0; stage < a.stage_count; stage += 2) {
-      wait_barrier(memory + S::kBarriers + 16 * ring.stage, ring.turn);
-      show_to_products();
-      turns.wait();
-      begin(0);
-      begin(1);
-      turns.pass();
-      wait_products<1>();
-      finish(0, stage);
-      wait_products<0>();
-      finish(1, stage);
+      sum_stage(a, sums, logits[0], lessening, {first.x, first.y, first.z, 0}, a.group_of + stage * kKeys, index, key);
+      sum_stage(a, sums, logits[1], lessening + kKeys, {second.x, second.y, second.z, 0},
+                a.group_of + (stage + 1) * kKeys, index, key);
       __syncwarp();
-      if (lane == 0) arrive(memory + S::kBarriers + 16 * ring.stage + 8);
+      if (lane == 0) arrive(barrier + 8);
       ring.advance(S::kStages);
     }
-    if (lane == 0) arrive(key_barrier + 8);
   }
 }
 
@@ -176,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 1) sum_columns_hopper(const ColumnSu
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned memory = shared_address(shared);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kStages + 2; ++i) {  // the last two pairs are those of the keys
+    for (int i = 0; i <= S::kStages; ++i) {  // the last pair is that of the keys
       init_barrier(memory + S::kBarriers + 16 * i, 128);
       init_barrier(memory + S::kBarriers + 16 * i + 8, 4 * kGroups);
     }

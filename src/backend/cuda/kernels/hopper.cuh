@@ -189,8 +189,9 @@ __device__ inline void multiply_held(float (&d)[kN / 8][4], const unsigned (&a)[
 #undef SPARVAR_MULTIPLY_HELD
 
 // ---------------------------------------------------------------- turns of warpgroups
-/// Warpgroups hand their products to the tensor cores in turn: one's softmax then runs beside another's products, where
-/// else all of them would wait for the same thing. Named barriers 1 .. kGroups; every warpgroup takes as many turns.
+/// Warpgroups have the tensor cores to themselves in turn, until the first product of theirs is done: the cores would
+/// otherwise work for all of them at once, and all of them would have their softmax at once while the cores stand idle.
+/// Named barriers 1 .. kGroups; every warpgroup takes as many turns.
 template <int kGroups>
 struct Turns {
   int own = 1 + static_cast<int>(threadIdx.x) / 128;
