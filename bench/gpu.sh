@@ -26,6 +26,9 @@ for size in 8b 2b 125m; do  # peer and engine one after the other, on the same w
   measure "$size-csla" "infinity-$size" --attention csla
   measure "$size-csla-fp8" "infinity-$size" --attention csla --weights fp8
 done
+for plan in published sparvar; do measure "8b-$plan" infinity-8b --attention "$plan"; done
+measure 8b-sparvar-fp8 infinity-8b --attention sparvar --weights fp8
+for plan in dense sparvar; do measure "8b-$plan-skip" infinity-8b --attention "$plan" --skip-scales 2; done
 measure emoji "$MODEL/config.json"
 for batch in 1 2 4 8; do measure "2b-batch-$batch" infinity-2b --batch "$batch"; done
 

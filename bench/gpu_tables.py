@@ -23,7 +23,8 @@ def gib(count):
 
 
 def times(scales):
-    return [f"{1e3 * sum(scales[:9]):.1f}", *(f"{1e3 * s:.1f}" for s in scales[9:])]
+    later = [f"{1e3 * s:.1f}" for s in scales[9:]]
+    return [f"{1e3 * sum(scales[:9]):.1f}", *later, *[""] * (4 - len(later))]
 
 
 def pictures(folder):
@@ -36,12 +37,14 @@ def pictures(folder):
             peer = load(folder, f"peer-{size}")
             row(f"{name}, PyTorch", f"{1e3 * peer['total_seconds']:.0f}", *times(peer["scale_seconds"]), f"{1e3 * peer['decode_seconds']:.1f}",
                 gib(peer["peak_bytes"]), "", "1.0x")
-        for kind in ("", "-csla", "-csla-fp8"):
+        for kind in ("", "-csla", "-published", "-sparvar", "-csla-fp8", "-sparvar-fp8", "-dense-skip", "-sparvar-skip"):
             if not (folder / f"{size}{kind}.json").exists():
                 continue
             own = load(folder, f"{size}{kind}")
-            weights = ", fp8" if own.get("weights") == "fp8" else ""
-            row(f"{name}, {own['attention']}{weights}", f"**{1e3 * own['total_seconds']:.0f}**", *times([s["seconds"] for s in own["scales"]]),
+            how = ", fp8" if own.get("weights") == "fp8" else ""
+            if kind.endswith("-skip"):
+                how += ", the last two scales left out"
+            row(f"{name}, {own['attention']}{how}", f"**{1e3 * own['total_seconds']:.0f}**", *times([s["seconds"] for s in own["scales"]]),
                 f"{1e3 * own['decode_seconds']:.1f}", gib(own["device_bytes"]),
                 f"{100 * own['share_of_product_rate']:.0f} % of {own['product_tflops']:.0f} TFLOP/s",
                 f"{peer['total_seconds'] / own['total_seconds']:.2f}x" if peer else "")
@@ -73,11 +76,17 @@ def kernels(folder):
     for r in all_rows["convolutions"] + all_rows["attention"]:
         row(r.get("layer") or r["attention"], f"{r['own_us']:.0f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_share']:.0f} %",
             f"{r.get('cudnn_us', float('nan')):.0f}", f"{r.get('cudnn_tflops', float('nan')):.0f}")
-    print("\n### CSLA: attention of tiles to lists of keys, against dense attention (cuDNN)\n")
-    header("", "pairs computed", "us", "TFLOP/s", "share", "dense us", "speed-up")
+    print("\n### Attention of tiles to lists of keys, against dense attention (cuDNN)\n")
+    print("csla: exact lists of 8x16 tiles; csla-blocks: the published 128x128 blocks; others: so many keys drawn for each head and tile.\n")
+    header("", "pairs computed", "us", "TFLOP/s", "share", "sm_80 kernel us", "dense us", "speed-up")
     for r in all_rows["lists"]:
         row(r["lists"], f"{100 * r['share_of_pairs']:.1f} %", f"{r['own_us']:.0f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_tflops'] / rate:.0f} %",
-            f"{r['dense_us']:.0f}", f"{r['dense_over_own']:.1f}x")
+            f"{r['sm80_us']:.0f}", f"{r['dense_us']:.0f}", f"{r['dense_over_own']:.1f}x")
+    print("\n### Attention plans: everything between q, k, v and the output of one layer\n")
+    print("At 1600 x 4121, cs4a decides: dense attention, column sums, choice, and the sparse attention that its residual needs.\n")
+    header("", "pairs computed", "us", "dense us", "speed-up")
+    for r in all_rows["plans"]:
+        row(r["plan"], f"{100 * r['share_of_pairs']:.1f} %", f"{r['own_us']:.0f}", f"{r['dense_us']:.0f}", f"{r['dense_over_own']:.1f}x")
     print("\n### Residual, gate and LayerNorm in one kernel, 3584 channels\n")
     header("rows", "us", "GB/s")
     for r in all_rows["norms"]:
