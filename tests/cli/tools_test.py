@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""evaluate, analyze and tune as a user runs them: tools_test.py PROGRAM MODEL_DIR"""
+import base64
+import json
+import os
+import re
+import sys
+import unittest
+import xml.etree.ElementTree
+from pathlib import Path
+
+import cli_test
+from cli_test import run
+from commands_test import CommandTest
+
+
+class Evaluate(CommandTest):
+    def arguments(self, *more):
+        prompts = self.dir / "prompts.txt"
+        prompts.write_text("red apple, 3d style\nred <heart> & \"co\", noto style\n")
+        return ["evaluate", "--prompts", prompts, "--model", self.small, "--threads", 1, "--dtype", "f32", "--worst", 1, *more]
+
+    def setUp(self):
+        super().setUp()
+        self.small = self.small_model()
+        self.plan = self.plan_file()
+        self.report = self.out / "report"
+
+    def read_report(self):
+        return json.loads((self.report / "report.json").read_text())
+
+    def test_report_and_page(self):
+        plans = f"{self.plan},dense,dense+skip2+uncond4"
+        printed = json.loads(self.ok(*self.arguments("--plans", plans, "-n", 2, "-o", self.report, "--json", "--quiet")).stdout)
+        self.assertEqual(printed, self.read_report())
+        self.assertTrue(printed["complete"])
+        self.assertEqual([case["index"] for case in printed["cases"]], [0, 1, 2, 3])
+        mine, dense, short = printed["variants"]
+        self.assertEqual(short["name"], "dense+skip2+uncond4")
+        self.assertEqual(dense["summary"]["equal"], 4)
+        self.assertEqual(dense["summary"]["psnr"], {"mean": 100.0, "worst": 100.0, "deviation": 0.0})
+        self.assertEqual(dense["summary"]["share_of_pairs"], 1)
+        self.assertGreater(mine["summary"]["psnr"]["worst"], 5)
+        self.assertLess(mine["summary"]["psnr"]["worst"], mine["summary"]["psnr"]["mean"])
+        self.assertGreater(mine["summary"]["detail_error"]["mean"], 0)
+        self.assertLess(mine["summary"]["share_of_pairs_last_scales"], 1)
+        # Scales of 8x8 alone are left of the last three, and run without their unconditional half.
+        tokens = [1, 4, 16, 36, 64, 144, 256]
+        pairs = [n * sum(tokens[:k + 1]) for k, n in enumerate(tokens)]
+        self.assertAlmostEqual(short["summary"]["share_of_pairs_last_scales"], pairs[4] / 2 / sum(pairs[4:]))
+        self.assertAlmostEqual(short["summary"]["share_of_pairs"], (sum(pairs[:4]) + pairs[4] / 2) / sum(pairs))
+        # A case is the picture that generate draws.
+        worst = min(printed["cases"], key=lambda case: case["scores"][0]["psnr"])
+        self.assertEqual(mine["worst"], [{"index": worst["index"], "picture": f"00-{worst['index']:05}.webp"}])
+        kept = [entry["picture"] for variant in printed["variants"] for entry in variant["worst"]]
+        self.assertEqual(sorted(path.name for path in (self.report / "worst").iterdir()), sorted(kept))
+        page = (self.report / "index.html").read_text()
+        pictures = re.findall(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", page)
+        self.assertEqual(base64.b64decode(pictures[0]), (self.report / "worst" / kept[0]).read_bytes())
+        self.assertNotIn("<heart>", page)
+        self.assertNotRegex(page, r"(src|href)=\"(?!data:)")
+        plots = re.findall(r"<svg.*?</svg>", page, re.S)
+        self.assertEqual(len(plots), 2)
+        for plot in plots:
+            self.assertEqual(len(list(xml.etree.ElementTree.fromstring(plot).iter("circle"))), 3)
+
+    def test_a_case_is_what_compare_draws(self):
+        self.ok(*self.arguments("--plans", str(self.plan), "--seed", 5, "-o", self.report, "--quiet"))
+        compared = json.loads(self.ok("compare", "red apple, 3d style", "--plans", self.plan, "--seed", 5, "--model", self.small, "--threads",
+                                      1, "--dtype", "f32", "--cold", "--quiet", "--json").stdout)
+        score = self.read_report()["cases"][0]["scores"][0]
+        self.assertAlmostEqual(score["psnr"], compared["plans"][0]["psnr"], places=9)
+        self.assertAlmostEqual(score["ssim"], compared["plans"][0]["ssim"], places=9)
+
+    def test_goes_on_where_it_stopped(self):
+        arguments = self.arguments("--plans", str(self.plan), "-o", self.report)
+        self.ok(*arguments)
+        whole = self.read_report()
+        stopped = {**whole, "complete": False, "cases": whole["cases"][1:]}
+        (self.report / "report.json").write_text(json.dumps(stopped))
+        (self.report / "worst" / "00-00077.webp").write_bytes(b"left by a run that was stopped")
+        again = self.ok(*arguments)
+        self.assertIn("1/2 (warming up)", again.stderr.decode())
+        now = self.read_report()
+        self.assertEqual([case["index"] for case in now["cases"]], [0, 1])
+        self.assertEqual(now["cases"][1], whole["cases"][1], "a case that was done is not drawn again")
+        self.assertEqual(now["cases"][0]["scores"][0]["psnr"], whole["cases"][0]["scores"][0]["psnr"])
+        self.assertFalse((self.report / "worst" / "00-00077.webp").exists())
+        # Another seed is another report.
+        other = run(*arguments, "--seed", 1)
+        self.assertEqual(other.returncode, 2)
+        self.assertIn("other settings", other.stderr.decode())
+        self.assertEqual(self.read_report(), now)
+        (self.report / "report.json").write_text("[1]")
+        self.assertIn("not a report", run(*arguments).stderr.decode())
+
+    def test_bad_input(self):
+        out = self.out / "report"
+        for arguments, code, *words in [
+            (["--plans", "csla", "-o", out], 2, "--prompts"),
+            (["--prompts", self.plan, "-o", out], 2, "--plans"),
+            (["--prompts", self.plan, "--plans", "csla"], 2, "-o"),
+            (["--prompts", self.plan, "--plans", "cslaa", "-o", out], 2, "did you mean csla?"),
+            (["--prompts", self.plan, "--plans", "csla+skip3", "-o", out], 2, "0 to 2", "3"),
+            (["--prompts", self.plan, "--plans", "csla+skp1", "-o", out], 2, "PLAN+skipN"),
+            (["--prompts", self.plan, "--plans", "+skip1", "-o", out], 2, "no plan"),
+            (["--prompts", self.plan, "--plans", "csla,csla", "-o", out], 2, "twice"),
+            (["--prompts", self.dir / "none", "--plans", "csla", "-o", out], 1, "none"),
+            (["--prompts", self.plan, "--plans", "none.json", "-o", out], 1, "none.json"),
+            (["--prompts", self.plan, "--plans", "csla", "-o", self.out / "no" / "folder", "--model", self.small], 1, "make it first"),
+        ]:
+            with self.subTest(arguments):
+                self.assert_refused(run("evaluate", *arguments, "--quiet"), code, *words)
+
+
+if __name__ == "__main__":
+    cli_test.PROGRAM, cli_test.MODEL = os.path.abspath(sys.argv[1]), Path(sys.argv[2]).resolve()
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)
