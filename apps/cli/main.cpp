@@ -58,6 +58,7 @@ int main(int argc, char** argv) {
     sparvar::cli::add_generate(program, chosen);
     sparvar::cli::add_compare(program, chosen);
     sparvar::cli::add_evaluate(program, chosen);
+    sparvar::cli::add_analyze(program, chosen);
     sparvar::cli::add_plan(program, chosen);
     sparvar::cli::add_reconstruct(program, chosen);
     sparvar::cli::add_info(program, chosen);

@@ -76,6 +76,7 @@ double AttentionRunner::share_of_pairs(int scale) const {
 void AttentionRunner::start(int scale) { pairs_[scale] = seconds_[scale] = 0; }
 
 void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
+  if (query_observer_) query_observer_(layer, scale, args);
   const auto start = std::chrono::steady_clock::now();
   const AttentionMethod& method = plan_.method(layer, scale);
   if (const auto* m = std::get_if<CslaAttention>(&method))

@@ -15,6 +15,9 @@ namespace sparvar {
 /// heads, or one for each.
 using ListObserver = std::function<void(int layer, int scale, const QueryTiles& tiles, const KeyLists& lists)>;
 
+/// Sees the queries and keys of every (layer, scale) before attention runs.
+using QueryObserver = std::function<void(int layer, int scale, const AttentionArgs& args)>;
+
 class AttentionRunner {
  public:
   AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers);
@@ -22,6 +25,7 @@ class AttentionRunner {
   AttentionRunner(AttentionRunner&&) noexcept;
 
   void observe(ListObserver observer) { observer_ = std::move(observer); }
+  void observe_queries(QueryObserver observer) { query_observer_ = std::move(observer); }
   /// Forgets the figures of the scale: it runs (again).
   void start(int scale);
   /// Fills args.out for the queries of `scale`; k and v hold the keys of scales 0 .. scale. Scales must come in order.
@@ -46,6 +50,7 @@ class AttentionRunner {
 
   Backend& backend_;
   ListObserver observer_;
+  QueryObserver query_observer_;
   AttentionPlan plan_;
   ScaleSchedule schedule_;
   std::vector<int> keys_;  // keys of scales 0 .. k

@@ -250,6 +250,8 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   if (gpu && options.on_preview)
     throw Error(ErrorKind::usage,
                 "previews are drawn on the CPU only as yet; take --device cpu or leave --preview out");
+  if (gpu && options.on_attention)
+    throw Error(ErrorKind::usage, "queries and keys are looked at on the CPU only; take --device cpu");
 
   WalkInputs inputs;
   inputs.cfg = job.cfg;
@@ -257,6 +259,7 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   inputs.sampling = {options.seed, options.top_k, options.top_p, options.greedy};
   inputs.cancel = options.cancel;
   inputs.on_lists = options.on_lists;
+  inputs.on_attention = options.on_attention;
 
   GenerateResult result;
   result.schedule = job.schedule;

@@ -10,7 +10,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import cli_test
-from cli_test import run
+from cli_test import read_png, run
 from commands_test import CommandTest
 
 
@@ -111,6 +111,51 @@ class Evaluate(CommandTest):
         ]:
             with self.subTest(arguments):
                 self.assert_refused(run("evaluate", *arguments, "--quiet"), code, *words)
+
+
+class Analyze(CommandTest):
+    def test_figures_and_maps(self):
+        model = self.small_model()
+        arguments = ["analyze", "red apple, 3d style", "red heart, noto style", "--model", model, "--threads", 1, "--side", 4, "--scales", "6,5"]
+        report = json.loads(self.ok(*arguments, "-o", self.out, "--json", "--quiet").stdout)
+        self.assertEqual(report, json.loads((self.out / "attention.json").read_text()))
+        layers, heads = report["model"]["layers"], report["model"]["heads"]
+        self.assertEqual([(r["layer"], r["scale"]) for r in report["results"]], [(layer, k) for layer in range(layers) for k in (5, 6)])
+        for result in report["results"]:
+            self.assertEqual(result["queries"], 32, "4x4 of each of two pictures")
+            self.assertEqual(len(result["heads"]), heads)
+            for head in result["heads"]:
+                mass = head["mass_by_key_scale"]
+                self.assertAlmostEqual(sum(mass), 1, places=4)
+                self.assertAlmostEqual(sum(mass[:5]), head["sinks"], places=4)
+                self.assertLessEqual(head["windows"], 1.00001 - head["sinks"])
+                self.assertIsNone(head["similarity_by_key_scale"][0])
+                self.assertTrue(all(-1 <= value <= 1 for value in head["similarity_by_key_scale"][1:] if value is not None))
+                own = head["distances"][-1]
+                self.assertEqual(own["key_scale"], result["scale"])
+                self.assertAlmostEqual(sum(own["weight"]), mass[-1], places=4)
+            mean = sum(head["sinks"] for head in result["heads"]) / heads
+            self.assertAlmostEqual(result["mean"]["sinks"], mean, places=4)
+        self.assertEqual(len(report["heat_maps"]), 2 * layers)
+        width, height, _, texts = read_png(self.out / "layer-00-scale-06.png")
+        self.assertGreater(height, heads * 16)
+        self.assertEqual(texts["prompt"], "red apple, 3d style")
+        text = self.ok(*arguments).stdout.decode()
+        self.assertIn("scale 6 (16x16), means over heads", text)
+        self.assertIn(f"{100 * report['results'][0]['mean']['sinks']:.1f} %", text)
+
+    def test_bad_input(self):
+        prompts = self.dir / "prompts.txt"
+        prompts.write_text("a\n")
+        for arguments, code, *words in [
+            ([], 2, "no prompt"),
+            (["a", "-f", prompts], 2, "not from both"),
+            (["a", "--scales", "13"], 2, "scale 13", "0 to 12"),
+            (["a", "--side", "0"], 2, "--side", "1 to 64"),
+            (["a", "-o", self.out / "none"], 1, "make it first"),
+        ]:
+            with self.subTest(arguments):
+                self.assert_refused(run("analyze", *arguments, "--quiet", cwd=self.out), code, *words)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ class Infinity::State {
   const StateShape& shape() const { return shape_; }
   const AttentionRunner& attention() const { return attention_; }
   void observe_lists(ListObserver observer) { attention_.observe(std::move(observer)); }
+  void observe_queries(QueryObserver observer) { attention_.observe_queries(std::move(observer)); }
 
  private:
   friend class Infinity;
