@@ -158,6 +158,55 @@ class Analyze(CommandTest):
                 self.assert_refused(run("analyze", *arguments, "--quiet", cwd=self.out), code, *words)
 
 
+class Tune(CommandTest):
+    def prompts(self, name, *lines):
+        path = self.dir / name
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def test_a_plan_that_generate_takes(self):
+        model, plan = self.small_model(), self.out / "plan.json"
+        prompts = self.prompts("prompts.txt", "red apple, 3d style", "red heart, noto style", "rocket, noto style", "snowman, noto style")
+        report = json.loads(self.ok("tune", "--prompts", prompts, "--target-psnr", 18, "--budget", 6, "--model", model, "--threads", 1,
+                                    "-o", plan, "--json", "--quiet").stdout)
+        self.assertEqual(json.loads(plan.read_text()), report["plan"])
+        self.assertEqual(report["tuning_prompts"], ["red apple, 3d style", "rocket, noto style"])
+        self.assertEqual(report["held_out_prompts"], ["red heart, noto style", "snowman, noto style"])
+        self.assertGreaterEqual(report["chosen"]["held_out_psnr"], 18)
+        self.assertEqual(report["chosen"]["held_out_pictures"], report["held_out_pictures"])
+        self.assertGreaterEqual(len(report["tried"]), 2)
+        dense, = [tried for tried in report["tried"] if set(tried["layers"]) == {"dense"}]
+        self.assertEqual((dense["cost"], dense["tuning_psnr"]), (1, 100))
+        self.assertLessEqual(report["chosen"]["cost"], 1)
+        # What it says of the plan is what compare says of it.
+        drawn = self.ok("generate", "red apple, 3d style", "--plan", plan, "--model", model, "-o", self.out / "a.png", "--json").stdout
+        self.assertEqual(json.loads(drawn)["plan"], report["plan"])
+
+    def test_what_cannot_be_held_is_dense(self):
+        model, plan = self.small_model(), self.out / "plan.json"
+        prompts, others = self.prompts("a.txt", "red apple, 3d style"), self.prompts("b.txt", "red heart, noto style")
+        text = self.ok("tune", "--prompts", prompts, "--held-out", others, "--target-psnr", 100, "--budget", 2, "--model", model,
+                       "--threads", 1, "-o", plan).stdout.decode()
+        self.assertEqual(json.loads(plan.read_text())["rules"], [])
+        self.assertIn("dense attention does", text)
+        self.assertIn("100.00 dB", text)
+
+    def test_bad_input(self):
+        two, one, plan = self.prompts("two.txt", "a", "b"), self.prompts("one.txt", "a"), self.out / "plan.json"
+        for arguments, code, *words in [
+            (["-o", plan], 2, "--prompts"),
+            (["--prompts", two], 2, "-o"),
+            (["--prompts", two, "-o", self.out / "plan.txt"], 2, ".json"),
+            (["--prompts", two, "-o", self.out / "none" / "plan.json"], 1, "make it first"),
+            (["--prompts", one, "-o", plan], 2, "two or more"),
+            (["--prompts", two, "--held-out", one, "-o", plan], 2, "'a' is in", "too"),
+            (["--prompts", two, "-o", plan, "--target-psnr", "101"], 2, "1 to 100"),
+            (["--prompts", two, "-o", plan, "--budget", "0"], 2, "--budget"),
+        ]:
+            with self.subTest(arguments):
+                self.assert_refused(run("tune", *arguments, "--quiet", cwd=self.out), code, *words)
+
+
 if __name__ == "__main__":
     cli_test.PROGRAM, cli_test.MODEL = os.path.abspath(sys.argv[1]), Path(sys.argv[2]).resolve()
     unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)
