@@ -41,7 +41,7 @@ ProbeAttention best_probe() {
 }  // namespace
 
 std::vector<std::string> AttentionPlan::preset_names() {
-  return {"dense", "csla", "csla-blocks", "cs4a", "cs4a-rows", "probe", "published", "sparvar"};
+  return {"dense", "csla", "csla-blocks", "cs4a", "cs4a-rows", "probe", "published", "sparvar", "fastvar"};
 }
 
 AttentionPlan AttentionPlan::preset(const std::string& name, int layers, int scales) {
@@ -60,6 +60,7 @@ AttentionPlan AttentionPlan::preset(const std::string& name, int layers, int sca
   if (name == "cs4a-rows") everywhere(cs4a_rows(first));
   if (name == "probe") everywhere(ProbeAttention{});
   if (name == "sparvar") everywhere(best_probe());
+  if (name == "fastvar") plan.pruning = {.first_scale = first};
   if (name == "published") {
     // Layers 0 .. 10 of Infinity-8B's 40.
     const int bound = std::max(0, static_cast<int>(std::lround(10.0 * layers / 40)));

@@ -53,7 +53,8 @@ class AttentionRunner {
   QueryObserver query_observer_;
   AttentionPlan plan_;
   ScaleSchedule schedule_;
-  std::vector<int> keys_;  // keys of scales 0 .. k
+  std::vector<int> keys_;            // keys of scales 0 .. k
+  std::vector<double> dense_share_;  // of pairs that dense attention computes; less than 1 where tokens are pruned
   std::vector<double> pairs_, seconds_;
   std::map<std::pair<const void*, int>, Static> csla_;  // by method and scale
   std::vector<std::unique_ptr<Decision>> decisions_;    // per layer

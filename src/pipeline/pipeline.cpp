@@ -241,6 +241,9 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   const auto start = Clock::now();
   const Job job = checked_job(impl_->config, options, impl_->files.levels());
   const bool gpu = impl_->device.gpu;
+  if (gpu && options.plan.pruning)
+    throw Error(ErrorKind::usage,
+                fmt::format("plan {} prunes tokens, which runs on the CPU only; take --device cpu", options.plan.name));
   if (gpu && !options.plan.is_static())
     throw Error(
         ErrorKind::usage,

@@ -158,6 +158,33 @@ class Analyze(CommandTest):
                 self.assert_refused(run("analyze", *arguments, "--quiet", cwd=self.out), code, *words)
 
 
+class Pruning(CommandTest):
+    def test_a_plan_that_prunes_tokens(self):
+        model = self.small_model()
+        plan = self.plan_file({"name": "third", "rules": [], "pruning": {"first_scale": 5, "keep": [0.5, 0.25]}})
+        report = json.loads(self.ok("compare", "red heart, noto style", "--plans", plan, "--model", model, "--cold", "--quiet", "--json").stdout)
+        third, = report["plans"]
+        self.assertFalse(third["equal"])
+        self.assertEqual(third["plan"]["pruning"], {"first_scale": 5, "keep": [0.5, 0.25]})
+        shares = [scale["share_of_pairs"] for scale in third["scales"]]
+        self.assertEqual(shares[:5], [1] * 5)
+        self.assertAlmostEqual(shares[5], 72 * (121 + 72) / (144 * 265))
+        self.assertAlmostEqual(shares[6], 64 * (121 + 72 + 64) / (256 * 521))
+        # Two pictures are what each is alone: their tokens are their own.
+        arguments = ["generate", "red heart, noto style", "--plan", plan, "--model", model, "--quiet", "--threads", 1]
+        self.ok(*arguments, "-n", 2, "-o", self.out)
+        self.ok(*arguments, "--first-picture", 1, "-o", self.out / "alone.png")
+        both = sorted(path for path in self.out.iterdir() if path.name != "alone.png")
+        self.assertEqual(read_png(both[1])[2], read_png(self.out / "alone.png")[2])
+        text = self.ok("plan", "--plan", plan, "--model", model).stdout.decode()
+        self.assertIn("64 of 256 tokens run", text)
+
+    def test_bad_input(self):
+        plan = self.plan_file({"rules": [{"method": "probe", "scales": [4, -1]}], "pruning": {"first_scale": 5}})
+        self.assert_refused(run("generate", "a", "--plan", plan, "-o", self.out / "a.png"), 1, "mine.json", "rule 0", "end at 4")
+        self.assert_refused(run("bench", "attention", "--attention", "fastvar", "--quiet", "-r", 1), 2, "fastvar", "bench model")
+
+
 class Tune(CommandTest):
     def prompts(self, name, *lines):
         path = self.dir / name
