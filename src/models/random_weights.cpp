@@ -28,7 +28,7 @@ bool RandomWeights::has(const std::string& name) const {
   return !name.ends_with("ca_gamma") && !name.starts_with("encoder.conv_in");
 }
 
-const Tensor& RandomWeights::get(const std::string& name) const { return fixed_.at(name); }
+Tensor RandomWeights::get(const std::string& name) const { return fixed_.at(name); }
 
 /// Values of a hash, uniform: good enough, and quick on any host.
 Tensor RandomWeights::on_host(const Shape& shape, float deviation) const {
