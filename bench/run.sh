@@ -12,7 +12,7 @@ mkdir -p "$results"
 rm -f "$results"/*.json
 
 cmake --preset release >/dev/null
-cmake --build --preset release --target attention_bench model_bench quality_bench >/dev/null
+cmake --build --preset release --target attention_bench model_bench sparvar >/dev/null
 bin=build/release/bench
 
 echo "attention" >&2
@@ -30,6 +30,8 @@ for dtype in bf16 f32; do
 done
 
 echo "quality" >&2
-"$bin/quality_bench" --threads "$threads" --prompts "${PROMPTS:-12}" --json >"$results/quality.json"
+rm -rf "$results/quality"
+build/release/apps/cli/sparvar evaluate --threads "$threads" --prompts bench/prompts.txt --seed 1000 -o "$results/quality" \
+  --plans csla,csla-blocks,cs4a,cs4a-rows,published,probe,sparvar >/dev/null
 "$python" bench/tables.py "$results" docs/benchmarks.md
 echo "docs/benchmarks.md" >&2

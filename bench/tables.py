@@ -85,12 +85,14 @@ def model_tables(folder):
 
 
 def quality_table(folder):
-    rows = load(folder, "quality")
-    print(f"\n### Sparse pictures against dense ones of the same seed, bf16, {rows[0]['prompts']} prompts\n")
-    print("`sparvar` was chosen among some 15 probe plans on these very prompts and seeds (the first six), so its row is not held out; the other presets were not tuned here.\n")
-    header("plan", "pairs computed at scales 10-12", "PSNR dB", "worst", "SSIM", "s a picture, scales")
-    for r in rows:
-        row(r["plan"], f"{100 * r['share']:.1f} %", f"{r['psnr']:.1f}", f"{r['worst_psnr']:.1f}", f"{r['ssim']:.3f}", f"{r['seconds']:.2f}")
+    report = json.loads((folder / "quality" / "report.json").read_text())
+    print(f"\n### Sparse pictures against dense ones of the same seed, bf16, {len(report['cases'])} pictures\n")
+    print("`sparvar evaluate` on `bench/prompts.txt`. `sparvar` was chosen among some 15 probe plans on the first six of these prompts, so its row is not held out; the other presets were not tuned here.\n")
+    header("plan", "pairs computed at scales 10-12", "PSNR dB", "worst", "SSIM", "worst", "detail error", "s a picture", "against dense")
+    for variant in report["variants"]:
+        s = variant["summary"]
+        row(variant["name"], f"{100 * s['share_of_pairs_last_scales']:.1f} %", f"{s['psnr']['mean']:.1f}", f"{s['psnr']['worst']:.1f}", f"{s['ssim']['mean']:.3f}",
+            f"{s['ssim']['worst']:.3f}", f"{s['detail_error']['mean']:.2f}", f"{s['seconds']:.2f}", f"{s['speed_up']:.2f}x")
 
 
 def tables(folder):

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 
-#include "commit.h"
 #include "machine.h"
 #include "plan_source.h"
 #include "report.h"
@@ -169,8 +168,6 @@ Json against_dense(const BenchTable& table, const Json& row, const std::vector<s
   }
   return {};
 }
-
-const char* commit() { return SPARVAR_COMMIT; }
 
 void tell(const BenchGrid& grid, const std::string& what) {
   if (!grid.quiet) fmt::print(stderr, "{}\n", what);

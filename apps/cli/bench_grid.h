@@ -52,8 +52,6 @@ class BenchTable {
 nlohmann::ordered_json against_dense(const BenchTable& table, const nlohmann::ordered_json& row,
                                      const std::vector<std::string>& alike, const std::string& seconds);
 
-const char* commit();  // what was built: git describe, or "unknown"
-
 /// A line of progress on stderr.
 void tell(const BenchGrid& grid, const std::string& what);
 

@@ -11,6 +11,9 @@ using Action = std::function<void()>;
 
 void add_generate(CLI::App& program, Action& chosen);
 void add_compare(CLI::App& program, Action& chosen);
+void add_evaluate(CLI::App& program, Action& chosen);
+void add_analyze(CLI::App& program, Action& chosen);
+void add_tune(CLI::App& program, Action& chosen);
 void add_plan(CLI::App& program, Action& chosen);
 void add_reconstruct(CLI::App& program, Action& chosen);
 void add_info(CLI::App& program, Action& chosen);

@@ -7,6 +7,8 @@
 
 #include <fstream>
 
+#include "commit.h"
+
 namespace sparvar::cli {
 namespace {
 
@@ -40,5 +42,7 @@ std::int64_t peak_memory_bytes() {
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;  // Linux counts in KiB
 }
+
+const char* commit() { return SPARVAR_COMMIT; }
 
 }  // namespace sparvar::cli

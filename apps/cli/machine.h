@@ -17,4 +17,6 @@ Machine this_machine();
 /// Largest resident memory of this process so far.
 std::int64_t peak_memory_bytes();
 
+const char* commit();  // what was built: git describe, or "unknown"
+
 }  // namespace sparvar::cli

@@ -57,6 +57,9 @@ int main(int argc, char** argv) {
     program.allow_extras();  // refuse_unknown names them
     sparvar::cli::add_generate(program, chosen);
     sparvar::cli::add_compare(program, chosen);
+    sparvar::cli::add_evaluate(program, chosen);
+    sparvar::cli::add_analyze(program, chosen);
+    sparvar::cli::add_tune(program, chosen);
     sparvar::cli::add_plan(program, chosen);
     sparvar::cli::add_reconstruct(program, chosen);
     sparvar::cli::add_info(program, chosen);

@@ -167,6 +167,11 @@ std::string text_report(const Settings& settings, const Answer& answer) {
     out += fmt::format("depends   {}\ncounted   {}\n", dynamic,
                        answer.from_run ? "the lists of a picture of the prompt, all heads and guidance halves"
                                        : "what is static alone; --prompt TEXT counts and draws a picture's lists");
+  if (const int run = answer.plan.tokens_run(answer.scale, grid); run < grid.tokens())
+    out += fmt::format(
+        "pruned    {} of {} tokens run, dense, and read the keys of those that ran before; which ones "
+        "depends on the picture: what follows counts all\n",
+        run, grid.tokens());
   out += "\nby                  least      mean      most   sparsity\n";
   const auto row = [&](const char* name, const KeyCount& count, double sparsity) {
     out += fmt::format("{:14} {:>10} {:>9.1f} {:>9}   {:7.2f} %\n", name, count.least, count.mean, count.most,
@@ -199,6 +204,7 @@ std::string json_report(const Settings& settings, const Answer& answer) {
                {"method", name_of(answer.method)},
                {"grid", {grid.h, grid.w}},
                {"queries", grid.tokens()},
+               {"tokens_run", answer.plan.tokens_run(answer.scale, grid)},
                {"keys", first_keys(answer.schedule, answer.scale).back()},
                {"depends_on_picture", path(dynamic)},
                {"chosen_keys", chosen_keys(answer.method, answer.schedule, answer.scale)},

@@ -69,4 +69,27 @@ void ProgressDisplay::clear() {
   drawn_ = false;
 }
 
+StepDisplay::StepDisplay(bool quiet) : quiet_(quiet), terminal_(stderr_is_terminal()) {}
+
+StepDisplay::~StepDisplay() { clear(); }
+
+void StepDisplay::show(int done, int total, const std::string& what) {
+  if (quiet_ || (!terminal_ && done == last_done_)) return;
+  if (first_done_ < 0) first_done_ = done;
+  last_done_ = done;
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
+  std::string left;
+  if (done > first_done_ && done < total)
+    left = fmt::format(", about {:.0f} s left", elapsed.count() / (done - first_done_) * (total - done));
+  const std::string line = fmt::format("{}/{} ({}), {:.1f} s{}", done, total, what, elapsed.count(), left);
+  const std::string text = terminal_ ? "\r" + line + "\x1B[K" : line + "\n";
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  drawn_ = terminal_;
+}
+
+void StepDisplay::clear() {
+  if (drawn_) std::fputs("\r\x1B[K", stderr);
+  drawn_ = false;
+}
+
 }  // namespace sparvar::cli

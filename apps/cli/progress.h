@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <string>
 
 #include "sparvar/pipeline.h"
 
@@ -24,6 +25,27 @@ class ProgressDisplay {
   bool drawn_ = false;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point last_line_ = start_;
+};
+
+/// Progress of long work in steps: a line that is redrawn on a terminal, elsewhere a line whenever a step is done.
+class StepDisplay {
+ public:
+  explicit StepDisplay(bool quiet);
+  ~StepDisplay();
+  StepDisplay(const StepDisplay&) = delete;
+  StepDisplay& operator=(const StepDisplay&) = delete;
+
+  /// `done` of `total` steps are finished, `what` begins.
+  void show(int done, int total, const std::string& what);
+  void clear();
+
+ private:
+  bool quiet_;
+  bool terminal_;
+  bool drawn_ = false;
+  int first_done_ = -1;  // at the first call: what a run that goes on had already
+  int last_done_ = -1;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace sparvar::cli

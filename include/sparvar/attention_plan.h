@@ -2,6 +2,7 @@
 // Source: SparVAR (arXiv 2602.04361) sections on CS4A and CSLA; `probe` is this project's own.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -77,20 +78,32 @@ struct AttentionRule {
   bool operator==(const AttentionRule&) const = default;
 };
 
+/// At scales from first_scale on only some tokens run, dense: the share of `keep` that differ most from the mean of
+/// their map. Keys of the others are never made; the output of the scale before
+/// first_scale, resized, stands for theirs. On the CPU, one picture at a time.
+struct TokenPruning {
+  int first_scale = 10;                          // 1 or more
+  std::vector<double> keep = {0.5, 0.35, 0.25};  // by scale from first_scale on; the last one for all further ones
+  bool operator==(const TokenPruning&) const = default;
+};
+
 /// Rules in order; the first that fits a (layer, scale) holds, and where none fits attention is dense.
 struct AttentionPlan {
   std::string name = "dense";
   std::vector<AttentionRule> rules;
+  std::optional<TokenPruning> pruning{};
 
   const AttentionMethod& method(int layer, int scale) const;
-  /// Do all its lists depend on the schedule alone (dense, CSLA)?
+  /// Of the tokens of a scale, those that run.
+  int tokens_run(int scale, Grid grid) const;
+  /// Does all of it depend on the schedule alone (dense, CSLA, no pruning)?
   bool is_static() const;
   /// Throws Error(usage) where a value is impossible, naming it.
   void validate() const;
   bool operator==(const AttentionPlan&) const = default;
 
-  /// dense | csla | csla-blocks | cs4a | cs4a-rows | probe | published | sparvar. Throws Error(usage) for another name.
-  /// `scales`: how many scales the model has: sparse scales are the last three of 13 and shift with it.
+  /// dense | csla | csla-blocks | cs4a | cs4a-rows | probe | published | sparvar | fastvar. Throws Error(usage) for
+  /// another name. `scales`: how many scales the model has: sparse scales are the last three of 13 and shift with it.
   static AttentionPlan preset(const std::string& name, int layers, int scales);
   static std::vector<std::string> preset_names();
   static AttentionPlan from_json(const std::string& text, const std::string& where);

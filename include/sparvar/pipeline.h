@@ -19,6 +19,7 @@ namespace sparvar {
 
 struct QueryTiles;  // src/attention/key_lists.h: not a part of the stable interface
 struct KeyLists;
+struct AttentionArgs;  // src/backend/backend.h: nor this
 
 /// What was just finished. Stage::load comes with bytes, the others with scales.
 struct Progress {
@@ -101,6 +102,8 @@ struct GenerateOptions {
   const std::atomic<bool>* cancel = nullptr;  // seen within a second
   /// For tools of this repository: every sparse (layer, scale) as it is executed, on the CPU.
   std::function<void(int layer, int scale, const QueryTiles&, const KeyLists&)> on_lists;
+  /// For tools of this repository: queries and keys of every (layer, scale) before attention runs. CPU only.
+  std::function<void(int layer, int scale, const AttentionArgs&)> on_attention;
 };
 
 struct ScaleTiming {

@@ -25,6 +25,15 @@ void add_blocks(KeySet& set, const KeyLists& exact, int tile, int block) {
 
 }  // namespace
 
+CslaAttention published_csla(int scales, CslaAttention::Form form) {
+  CslaAttention csla;
+  csla.form = form;
+  const int published = static_cast<int>(csla.windows.size());
+  if (scales < published) csla.windows.erase(csla.windows.begin(), csla.windows.begin() + (published - scales));
+  if (scales > published) csla.windows.insert(csla.windows.begin(), scales - published, -1);
+  return csla;
+}
+
 Bounds window_bounds(int position, int size, int key_size, int window, CslaAttention::Centre centre) {
   if (window < 1) return {};
   const int radius = window / 2;

@@ -16,6 +16,9 @@ struct Bounds {
   bool operator==(const Bounds&) const = default;
 };
 
+/// The published windows belong to 13 scales; with another number the last ones stay with the last scales.
+CslaAttention published_csla(int scales, CslaAttention::Form form);
+
 /// What a query at `position` of `size` sees of a key axis of `key_size` through a window of side `window` (radius
 /// floor(window / 2); a negative radius sees nothing).
 Bounds window_bounds(int position, int size, int key_size, int window, CslaAttention::Centre centre);

@@ -25,9 +25,9 @@ class Checker {
       throw Error(ErrorKind::usage,
                   fmt::format("{}: {} is {}; allowed: {} to {}", place_, name, value, lowest, highest));
   }
-  void share(double value) const {
+  void share(const char* name, double value) const {
     if (!(value > 0.0 && value <= 1.0))
-      throw Error(ErrorKind::usage, fmt::format("{}: share is {}; allowed: more than 0, at most 1", place_, value));
+      throw Error(ErrorKind::usage, fmt::format("{}: {} is {}; allowed: more than 0, at most 1", place_, name, value));
   }
   void group(const QueryGroup& group) const {
     integer("group.rows", group.rows, 0, 1 << 20);
@@ -55,7 +55,7 @@ void check(const Checker& c, const AttentionRule& rule, const Cs4aAttention& m) 
     throw Error(ErrorKind::usage,
                 fmt::format("rule of cs4a: its scales begin at {}, but must begin at decision_scale = {}",
                             rule.first_scale, m.decision_scale));
-  c.share(m.share);
+  c.share("share", m.share);
   c.integer("granularity", m.granularity, 1, 1 << 20);
   c.integer("number of own_windows", static_cast<long>(m.own_windows.size()), 0, 64);
   for (const int window : m.own_windows) c.integer("own_windows", window, 0, kMaxWindow);
@@ -64,11 +64,17 @@ void check(const Checker& c, const AttentionRule& rule, const Cs4aAttention& m) 
 
 void check(const Checker& c, const AttentionRule&, const ProbeAttention& m) {
   c.integer("stride", m.stride, 1, kMaxSide);
-  c.share(m.share);
+  c.share("share", m.share);
   c.integer("window", m.window, 0, kMaxWindow);
   c.integer("window_scales", m.window_scales, 0, 64);
   c.integer("sink_scales", m.sink_scales, 0, 64);
   c.group(m.group);
+}
+
+void check(const Checker& c, const TokenPruning& pruning) {
+  c.integer("first_scale", pruning.first_scale, 1, 63);
+  c.integer("number of keep", static_cast<long>(pruning.keep.size()), 1, 64);
+  for (const double share : pruning.keep) c.share("keep", share);
 }
 
 }  // namespace
@@ -81,14 +87,21 @@ const AttentionMethod& AttentionPlan::method(int layer, int scale) const {
   return dense;
 }
 
+int AttentionPlan::tokens_run(int scale, Grid grid) const {
+  if (!pruning || scale < pruning->first_scale) return grid.tokens();
+  const std::size_t at = std::min(static_cast<std::size_t>(scale - pruning->first_scale), pruning->keep.size() - 1);
+  return std::clamp(static_cast<int>(std::lround(pruning->keep[at] * grid.tokens())), 1, grid.tokens());
+}
+
 bool AttentionPlan::is_static() const {
-  return std::all_of(rules.begin(), rules.end(), [](const AttentionRule& rule) {
+  return !pruning && std::all_of(rules.begin(), rules.end(), [](const AttentionRule& rule) {
     return std::holds_alternative<DenseAttention>(rule.method) || std::holds_alternative<CslaAttention>(rule.method);
   });
 }
 
 void AttentionPlan::validate() const {
   const std::string plan = fmt::format("attention plan {}", printable(name));
+  if (pruning) check(Checker(plan + ", pruning"), *pruning);
   if (rules.size() > kMaxRules)
     throw Error(ErrorKind::usage, fmt::format("{}: {} rules; allowed: at most {}", plan, rules.size(), kMaxRules));
   for (std::size_t i = 0; i < rules.size(); ++i) {
@@ -99,6 +112,12 @@ void AttentionPlan::validate() const {
     checker.integer("first scale", rule.first_scale, 0, 63);
     checker.integer("last scale", rule.last_scale, rule.last_scale < 0 ? -1 : rule.first_scale, 63);
     std::visit([&](const auto& method) { check(checker, rule, method); }, rule.method);
+    const bool meets = pruning && (rule.last_scale < 0 || rule.last_scale >= pruning->first_scale);
+    if (meets && !std::holds_alternative<DenseAttention>(rule.method))
+      throw Error(ErrorKind::usage,
+                  fmt::format("{}, rule {}: sparse at scales where tokens are pruned, which run dense; let its scales "
+                              "end at {}, before pruning.first_scale",
+                              plan, i, pruning->first_scale - 1));
   }
 }
 

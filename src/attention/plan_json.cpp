@@ -56,6 +56,15 @@ class Members {
     if (!value->is_number()) fail(fmt::format("{}: expected a number, found {}", key, value->type_name()));
     out = value->get<double>();
   }
+  void read(const char* key, std::vector<double>& out) {
+    const Json* value = find(key);
+    if (value == nullptr) return;
+    const bool numbers = value->is_array() &&
+                         std::all_of(value->begin(), value->end(), [](const Json& item) { return item.is_number(); });
+    if (!numbers || value->size() > kMaxItems)
+      fail(fmt::format("{}: expected a list of at most {} numbers, found {}", key, kMaxItems, kind(*value)));
+    out = value->get<std::vector<double>>();
+  }
   void read(const char* key, bool& out) {
     const Json* value = find(key);
     if (value == nullptr) return;
@@ -180,6 +189,15 @@ AttentionRule read_rule(const Json& json, const std::string& where) {
   return rule;
 }
 
+TokenPruning read_pruning(const Json& json, const std::string& where) {
+  Members members(json, where);
+  TokenPruning pruning;
+  members.read("first_scale", pruning.first_scale);
+  members.read("keep", pruning.keep);
+  members.done();
+  return pruning;
+}
+
 /// Parses with duplicate keys, deep nesting and crowded objects refused before the parser keeps what is inside.
 Json parse(const std::string& text, const std::string& where) {
   if (text.size() > kMaxBytes)
@@ -255,6 +273,7 @@ AttentionPlan AttentionPlan::from_json(const std::string& text, const std::strin
   AttentionPlan plan{"unnamed", {}};
   members.read("name", plan.name);
   const Json* rules = members.find("rules");
+  if (const Json* pruning = members.find("pruning")) plan.pruning = read_pruning(*pruning, where + ": pruning");
   members.done();
   if (rules == nullptr) members.fail("rules is missing; allowed: a list of rules");
   if (!rules->is_array() || rules->size() > kMaxRules)
@@ -302,6 +321,7 @@ std::string AttentionPlan::to_json() const {
     std::visit([&](const auto& method) { write(out, method); }, rule.method);
     json["rules"].push_back(std::move(out));
   }
+  if (pruning) json["pruning"] = {{"first_scale", pruning->first_scale}, {"keep", pruning->keep}};
   return json.dump(2, ' ', false, Json::error_handler_t::replace);
 }
 

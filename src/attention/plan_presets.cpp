@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "attention/csla.h"
 #include "attention/plan_text.h"
 #include "core/nearest_name.h"
 #include "sparvar/attention_plan.h"
@@ -12,16 +13,6 @@
 
 namespace sparvar {
 namespace {
-
-/// The published windows belong to 13 scales; with another number the last ones stay with the last scales.
-CslaAttention csla_for(int scales, CslaAttention::Form form) {
-  CslaAttention csla;
-  csla.form = form;
-  const int published = static_cast<int>(csla.windows.size());
-  if (scales < published) csla.windows.erase(csla.windows.begin(), csla.windows.begin() + (published - scales));
-  if (scales > published) csla.windows.insert(csla.windows.begin(), scales - published, -1);
-  return csla;
-}
 
 Cs4aAttention cs4a_tiles(int decision_scale) {
   Cs4aAttention cs4a;
@@ -50,7 +41,7 @@ ProbeAttention best_probe() {
 }  // namespace
 
 std::vector<std::string> AttentionPlan::preset_names() {
-  return {"dense", "csla", "csla-blocks", "cs4a", "cs4a-rows", "probe", "published", "sparvar"};
+  return {"dense", "csla", "csla-blocks", "cs4a", "cs4a-rows", "probe", "published", "sparvar", "fastvar"};
 }
 
 AttentionPlan AttentionPlan::preset(const std::string& name, int layers, int scales) {
@@ -63,17 +54,18 @@ AttentionPlan AttentionPlan::preset(const std::string& name, int layers, int sca
   AttentionPlan plan{name, {}};
   if (name == "dense" || first >= scales) return plan;
   const auto everywhere = [&](const AttentionMethod& method) { plan.rules.push_back({0, -1, first, -1, method}); };
-  if (name == "csla") everywhere(csla_for(scales, CslaAttention::Form::lists));
-  if (name == "csla-blocks") everywhere(csla_for(scales, CslaAttention::Form::blocks));
+  if (name == "csla") everywhere(published_csla(scales, CslaAttention::Form::lists));
+  if (name == "csla-blocks") everywhere(published_csla(scales, CslaAttention::Form::blocks));
   if (name == "cs4a") everywhere(cs4a_tiles(first));
   if (name == "cs4a-rows") everywhere(cs4a_rows(first));
   if (name == "probe") everywhere(ProbeAttention{});
   if (name == "sparvar") everywhere(best_probe());
+  if (name == "fastvar") plan.pruning = {.first_scale = first};
   if (name == "published") {
     // Layers 0 .. 10 of Infinity-8B's 40.
     const int bound = std::max(0, static_cast<int>(std::lround(10.0 * layers / 40)));
     plan.rules.push_back({0, bound, first, -1, cs4a_rows(first)});
-    plan.rules.push_back({bound + 1, -1, first, -1, csla_for(scales, CslaAttention::Form::blocks)});
+    plan.rules.push_back({bound + 1, -1, first, -1, published_csla(scales, CslaAttention::Form::blocks)});
   }
   return plan;
 }

@@ -6,31 +6,19 @@
 #include <limits>
 
 #include "core/parallel.h"
+#include "image/gaussian.h"
 #include "sparvar/error.h"
 #include "sparvar/image.h"
 
 namespace sparvar {
 namespace {
 
-constexpr int kWindow = 11;
-constexpr int kCentre = kWindow / 2;
+constexpr int kWindow = kGaussianSide;
 
 void check_sizes(const Image& a, const Image& b) {
   if (a.width != b.width || a.height != b.height || a.rgb.size() != b.rgb.size() || a.rgb.empty())
     throw Error(ErrorKind::usage, fmt::format("pictures of {}x{} and {}x{} pixels cannot be compared", a.width,
                                               a.height, b.width, b.height));
-}
-
-std::array<double, kWindow> gaussian_window() {
-  constexpr double sigma = 1.5;
-  std::array<double, kWindow> window{};
-  double sum = 0;
-  for (int i = 0; i < kWindow; ++i) {
-    const double distance = i - kCentre;
-    sum += window[static_cast<std::size_t>(i)] = std::exp(-distance * distance / (2 * sigma * sigma));
-  }
-  for (double& weight : window) weight /= sum;
-  return window;
 }
 
 /// Weighted means of a, b, a^2, b^2 and ab in a window.

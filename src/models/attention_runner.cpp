@@ -48,8 +48,12 @@ AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSche
       all_(schedule_.size()),
       decisions_(layers) {
   counted_ = backend_.zeros(DType::i64, {static_cast<std::int64_t>(schedule_.size())});
-  keys_ = first_keys(schedule_, static_cast<int>(schedule_.size()) - 1);
-  keys_.erase(keys_.begin());
+  for (int k = 0, keys = 0, all = 0; k < static_cast<int>(schedule_.size()); ++k) {
+    const double tokens = schedule_[k].tokens();
+    all += schedule_[k].tokens();
+    keys_.push_back(keys += plan_.tokens_run(k, schedule_[k]));
+    dense_share_.push_back(plan_.tokens_run(k, schedule_[k]) / tokens * keys / all);
+  }
 }
 
 AttentionRunner::~AttentionRunner() = default;
@@ -76,6 +80,7 @@ void AttentionRunner::release() {
 }
 
 void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
+  if (query_observer_) query_observer_(layer, scale, args);
   const auto start = std::chrono::steady_clock::now();
   const AttentionMethod& method = plan_.method(layer, scale);
   if (const auto* m = std::get_if<CslaAttention>(&method))
@@ -92,7 +97,7 @@ void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
 
 double AttentionRunner::dense(AttentionArgs& args, int scale) {
   backend_.dense_attention(args, keys_[scale]);
-  return 1;
+  return dense_share_[scale];
 }
 
 double AttentionRunner::csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale) {

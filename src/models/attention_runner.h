@@ -15,6 +15,9 @@ namespace sparvar {
 /// heads, or one for each.
 using ListObserver = std::function<void(int layer, int scale, const QueryTiles& tiles, const KeyLists& lists)>;
 
+/// Sees the queries and keys of every (layer, scale) before attention runs.
+using QueryObserver = std::function<void(int layer, int scale, const AttentionArgs& args)>;
+
 class AttentionRunner {
  public:
   AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers);
@@ -22,6 +25,7 @@ class AttentionRunner {
   AttentionRunner(AttentionRunner&&) noexcept;
 
   void observe(ListObserver observer) { observer_ = std::move(observer); }
+  void observe_queries(QueryObserver observer) { query_observer_ = std::move(observer); }
   /// Forgets the figures of the scale: it runs (again). A part of the scale's program.
   void start(int scale);
   /// Lets go of what is kept between scales, once every program of a walk was recorded.
@@ -48,9 +52,11 @@ class AttentionRunner {
 
   Backend& backend_;
   ListObserver observer_;
+  QueryObserver query_observer_;
   AttentionPlan plan_;
   ScaleSchedule schedule_;
-  std::vector<int> keys_;  // keys of scales 0 .. k
+  std::vector<int> keys_;            // keys of scales 0 .. k
+  std::vector<double> dense_share_;  // of pairs that dense attention computes; less than 1 where tokens are pruned
   std::vector<double> pairs_, seconds_;
   Tensor counted_;                 // I64 [scales]: pairs of lists that are made as they run, all layers together
   std::vector<std::int64_t> all_;  // queries x keys x heads of such a scale

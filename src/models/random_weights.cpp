@@ -30,7 +30,7 @@ bool RandomWeights::has(const std::string& name) const {
   return !name.ends_with("ca_gamma") && !name.starts_with("encoder.conv_in");
 }
 
-const Tensor& RandomWeights::get(const std::string& name) const { return fixed_.at(name); }
+Tensor RandomWeights::get(const std::string& name) const { return fixed_.at(name); }
 
 void RandomWeights::count(std::int64_t elements, DType type) const {
   parameters_ += elements;

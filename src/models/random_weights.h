@@ -19,10 +19,11 @@ class RandomWeights final : public Weights {
   RandomWeights(const ModelConfig& config, Backend& backend, std::function<void(std::int64_t)> made = {});
   /// Optional tensors of released models are not there (ca_gamma, the picture encoder).
   bool has(const std::string& name) const override;
-  const Tensor& get(const std::string& name) const override;
+  Tensor get(const std::string& name) const override;
   /// Matrices are normal with deviation 1 / sqrt(inputs), so that activations stay of the size of one; norms are 1.
   Tensor get(const std::string& name, const Shape& shape) const override;
   Tensor f32(const std::string& name, const Shape& shape) const override;
+  std::int64_t bytes_of(const std::string&) const override { return 0; }
   std::int64_t parameters() const override { return parameters_; }
   const std::string& path() const override { return path_; }
 

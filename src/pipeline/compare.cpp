@@ -16,14 +16,6 @@ constexpr Colour kInk{24, 24, 24};
 constexpr int kMargin = 8;
 constexpr int kSmallestSimilar = 11;  // the side of SSIM's window
 
-Drawn draw(Pipeline& pipeline, GenerateOptions options, const AttentionPlan& plan) {
-  options.plan = plan;
-  Drawn drawn{plan, {}, pipeline.generate(options)};
-  drawn.image = std::move(drawn.result.pictures.front().image);
-  drawn.result.pictures.clear();
-  return drawn;
-}
-
 /// Text in a column: what it is drawn with, and how many lines that takes.
 struct Writing {
   int size = 1;
@@ -59,6 +51,22 @@ std::string caption(const Drawn& drawn, int gain) {
 
 }  // namespace
 
+Drawn draw(Pipeline& pipeline, GenerateOptions options, const AttentionPlan& plan) {
+  if (options.prompts.size() != 1 || options.pictures_per_prompt != 1)
+    throw Error(ErrorKind::usage, "one picture of one prompt is compared at a time");
+  options.plan = plan;
+  Drawn drawn{plan, {}, pipeline.generate(options)};
+  drawn.image = std::move(drawn.result.pictures.front().image);
+  drawn.result.pictures.clear();
+  return drawn;
+}
+
+void measure(Drawn& drawn, const Image& dense) {
+  drawn.psnr = psnr(dense, drawn.image);
+  const bool large = std::min(drawn.image.width, drawn.image.height) >= kSmallestSimilar;
+  drawn.ssim = large ? ssim(dense, drawn.image) : NAN;
+}
+
 double sparse_share(const GenerateResult& result) {
   double computed = 0, all = 0, keys = 0;
   for (const ScaleTiming& scale : result.scales) {
@@ -73,8 +81,6 @@ double sparse_share(const GenerateResult& result) {
 
 Comparison compare(Pipeline& pipeline, const CompareOptions& options) {
   if (options.plans.empty()) throw Error(ErrorKind::usage, "nothing to compare with dense attention: no plan");
-  if (options.generate.prompts.size() != 1 || options.generate.pictures_per_prompt != 1)
-    throw Error(ErrorKind::usage, "one picture of one prompt is compared at a time");
   const AttentionPlan dense{"dense", {}};
   Comparison out;
   if (options.warm_up) out.cold_seconds = draw(pipeline, options.generate, dense).result.total_seconds;
@@ -82,9 +88,7 @@ Comparison compare(Pipeline& pipeline, const CompareOptions& options) {
   out.dense.psnr = INFINITY;
   for (const AttentionPlan& plan : options.plans) {
     Drawn drawn = draw(pipeline, options.generate, plan);
-    drawn.psnr = psnr(out.dense.image, drawn.image);
-    const bool large = std::min(drawn.image.width, drawn.image.height) >= kSmallestSimilar;
-    drawn.ssim = large ? ssim(out.dense.image, drawn.image) : NAN;
+    measure(drawn, out.dense.image);
     out.plans.push_back(std::move(drawn));
   }
   return out;

@@ -30,6 +30,11 @@ struct Comparison {
   double cold_seconds = 0;  // of the picture thrown away; 0: there was none
 };
 
+/// The one picture of `options` with `plan`. Throws as Pipeline::generate does, and Error(usage) for several pictures.
+Drawn draw(Pipeline& pipeline, GenerateOptions options, const AttentionPlan& plan);
+/// Fills in psnr and ssim (NaN where the picture is smaller than SSIM's window).
+void measure(Drawn& drawn, const Image& dense);
+
 /// Throws as Pipeline::generate does.
 Comparison compare(Pipeline& pipeline, const CompareOptions& options);
 

@@ -14,23 +14,24 @@ class CountedWeights final : public Weights {
       : source_(source), took_(std::move(took)) {}
 
   bool has(const std::string& name) const override { return source_.has(name); }
-  const Tensor& get(const std::string& name) const override { return count(name, source_.get(name)); }
+  Tensor get(const std::string& name) const override {
+    count(name);
+    return source_.get(name);
+  }
   Tensor get(const std::string& name, const Shape& shape) const override {
-    return count(name, source_.get(name, shape));
+    count(name);
+    return source_.get(name, shape);
   }
   Tensor f32(const std::string& name, const Shape& shape) const override {
-    count(name, source_.get(name));
+    count(name);
     return source_.f32(name, shape);
   }
+  std::int64_t bytes_of(const std::string& name) const override { return source_.bytes_of(name); }
   std::int64_t parameters() const override { return source_.parameters(); }
   const std::string& path() const override { return source_.path(); }
 
  private:
-  template <typename T>
-  T&& count(const std::string& name, T&& tensor) const {
-    took_(static_cast<std::int64_t>(source_.get(name).bytes()));
-    return std::forward<T>(tensor);
-  }
+  void count(const std::string& name) const { took_(bytes_of(name)); }
 
   const Weights& source_;
   std::function<void(std::int64_t)> took_;

@@ -94,6 +94,7 @@ Job checked_job(const ModelConfig& config, const GenerateOptions& options, int l
   for (const Grid& grid : job.drawn) tokens += grid.tokens();
   job.batch = options.batch > 0 ? options.batch : std::max<std::int64_t>(1, kBatchTokens / tokens);
   job.batch = std::min(job.batch, job.pictures);
+  if (options.plan.pruning) job.batch = 1;  // every picture has tokens of its own
   return job;
 }
 
@@ -108,6 +109,10 @@ std::string attention_path(const AttentionPlan& plan, int scales, int layers, bo
       if (first < 0) first = k;
       last = k;
     }
+  if (plan.pruning && plan.pruning->first_scale < scales)
+    return fmt::format("{}: tokens pruned from scale {} on, {}", plan.name, plan.pruning->first_scale,
+                       methods.empty() ? std::string("dense for those that run")
+                                       : fmt::format("sparse before ({})", fmt::join(methods, ", ")));
   if (methods.empty() && plan.name == "dense") return gpu ? "dense: the default on a GPU" : "dense: asked for";
   if (methods.empty())
     return fmt::format(

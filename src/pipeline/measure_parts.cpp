@@ -1,10 +1,13 @@
 // Times of whole pictures of a loaded model, and of attention alone.
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "core/clock.h"
 #include "models/attention_runner.h"
 #include "pipeline/measure.h"
 #include "pipeline/median.h"
+#include "sparvar/error.h"
 
 namespace sparvar {
 namespace {
@@ -44,6 +47,10 @@ PictureTimes measure_pictures(Pipeline& pipeline, const GenerateOptions& options
 }
 
 AttentionTime measure_attention(Backend& backend, const AttentionCase& of, int repeat) {
+  if (of.plan.pruning)
+    throw Error(ErrorKind::usage, fmt::format("plan {} prunes tokens, which saves more than attention; measure whole "
+                                              "pictures: bench model",
+                                              of.plan.name));
   AttentionTime time;
   std::vector<int> keys;
   for (int k = 0, sum = 0; k <= of.scale; ++k) keys.push_back(sum += of.schedule[k].tokens());

@@ -100,6 +100,9 @@ Walked walk_bytes(const InfinityConfig& config, const Job& job, const AttentionP
     if (shape.guided_at(k)) before_until += tokens;
   }
   out.activations += decision_bytes(config, plan, shape);
+  if (plan.pruning && plan.pruning->first_scale <= scales)  // the output of the scale before
+    out.activations += std::int64_t{4} * shape.rows_at(plan.pruning->first_scale - 1) *
+                       shape.schedule[static_cast<std::size_t>(plan.pruning->first_scale) - 1].tokens() * width;
   const std::int64_t last = shape.schedule.back().tokens();
   const std::int64_t kept = all - last;
   const std::int64_t rows = shape.rows_at(scales - 1);

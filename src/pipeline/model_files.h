@@ -18,7 +18,7 @@ struct ModelFiles {
   std::int64_t parameters() const { return transformer.parameters() + vae.parameters() + text.parameters(); }
   /// Scales that the transformer has embeddings for; Infinity's constructor checks the tensor.
   int levels() const {
-    const Tensor& levels = transformer.get("lvl_embed.weight");
+    const Tensor levels = transformer.get("lvl_embed.weight");
     return levels.rank() == 2 ? static_cast<int>(levels.dim(0)) : 0;
   }
   TensorFile transformer, vae, text;

@@ -207,9 +207,14 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   const auto start = Clock::now();
   const Job job = checked_job(impl_->config, options, impl_->files.levels());
   const bool gpu = impl_->device.gpu;
+  if (gpu && options.plan.pruning)
+    throw Error(ErrorKind::usage,
+                fmt::format("plan {} prunes tokens, which runs on the CPU only; take --device cpu", options.plan.name));
   if (gpu && options.on_preview)
     throw Error(ErrorKind::usage,
                 "previews are drawn on the CPU only as yet; take --device cpu or leave --preview out");
+  if (gpu && options.on_attention)
+    throw Error(ErrorKind::usage, "queries and keys are looked at on the CPU only; take --device cpu");
 
   WalkInputs inputs;
   inputs.cfg = job.cfg;
@@ -217,6 +222,7 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   inputs.sampling = {options.seed, options.top_k, options.top_p, options.greedy};
   inputs.cancel = options.cancel;
   inputs.on_lists = options.on_lists;
+  inputs.on_attention = options.on_attention;
 
   const int recorded = impl_->device.backend->recordings();
   GenerateResult result;

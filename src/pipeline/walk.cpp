@@ -112,6 +112,7 @@ void Walk::run_recorded(const WalkInputs& inputs) {
 const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const WalkWatch& watch) {
   write_inputs(text, inputs);
   state_.observe_lists(inputs.on_lists);
+  state_.observe_queries(inputs.on_attention);
   if (backend_.records() && !watch.observe && !watch.forced_bits)
     run_recorded(inputs);
   else

@@ -18,7 +18,8 @@ struct WalkInputs {
   Sampling sampling;
   std::uint64_t first_picture = 0;
   std::function<void(const ScaleTiming&, int scale)> on_scale;
-  ListObserver on_lists;  // not on a device that records
+  ListObserver on_lists;       // not on a device that records
+  QueryObserver on_attention;  // nor this
   /// Sees the codes f32 [pictures, d, H, W] summed so far after each scale; only where the backend does not record.
   std::function<void(const Tensor& summed, int scale)> on_codes;
   const std::atomic<bool>* cancel = nullptr;

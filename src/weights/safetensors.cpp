@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -11,6 +12,7 @@
 
 #include "core/open_file.h"
 #include "sparvar/error.h"
+#include "weights/int8.h"
 #include "weights/strict_json.h"
 
 namespace sparvar {
@@ -21,6 +23,7 @@ static_assert(std::endian::native == std::endian::little, "safetensors data is l
 constexpr std::uint64_t kMaxHeader = 100'000'000;  // the limit of the format's own reader
 constexpr int kMaxDepth = 8;
 constexpr int kMaxRank = 16;
+constexpr const char* kScaleSuffix = ".scale";
 
 Error bad(const std::string& path, const std::string& what) { return {ErrorKind::input, path + ": " + what}; }
 Error bad_tensor(const std::string& path, const std::string& name, const std::string& what) {
@@ -254,19 +257,39 @@ TensorFile TensorFile::open_in(const std::string& dir, const std::string& stem) 
                           dir, stem, stem));
 }
 
-const Tensor& TensorFile::get(const std::string& name) const {
+const Tensor& TensorFile::stored(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end())
     throw bad_tensor(path_, name, fmt::format("missing; the file has {} other tensors", tensors_.size()));
   return found->second;
 }
 
+const Tensor* TensorFile::scale_of(const std::string& name, const Tensor& weight) const {
+  const auto found = tensors_.find(name + kScaleSuffix);
+  if (weight.dtype() != DType::i8 || weight.rank() < 2 || found == tensors_.end()) return nullptr;
+  const Tensor& scale = found->second;
+  if (scale.dtype() != DType::f32 || scale.shape() != Shape{weight.dim(0)})
+    throw bad_tensor(path_, found->first,
+                     fmt::format("expected the scales of an int8 weight, F32 {}, found {} {}",
+                                 to_string({weight.dim(0)}), name_of(scale.dtype()), to_string(scale.shape())));
+  for (std::int64_t i = 0; i < scale.size(); ++i)
+    if (!std::isfinite(scale.data<float>()[i]))
+      throw bad_tensor(path_, found->first, fmt::format("scale {} is not a finite number", i));
+  return &scale;
+}
+
+Tensor TensorFile::get(const std::string& name) const {
+  const Tensor& tensor = stored(name);
+  const Tensor* scale = scale_of(name, tensor);
+  return scale != nullptr ? widened(tensor, *scale) : tensor;
+}
+
 Tensor TensorFile::get(const std::string& name, const Shape& shape) const {
-  const Tensor& tensor = get(name);
+  const Tensor& tensor = stored(name);
   if (tensor.shape() != shape)
     throw bad_tensor(path_, name,
                      fmt::format("expected shape {}, found {}", to_string(shape), to_string(tensor.shape())));
-  return tensor;
+  return get(name);
 }
 
 Tensor TensorFile::f32(const std::string& name, const Shape& shape) const { return get(name, shape).to(DType::f32); }
@@ -284,9 +307,18 @@ std::int64_t TensorFile::bytes() const {
   return sum;
 }
 
+std::int64_t TensorFile::bytes_of(const std::string& name) const {
+  const Tensor& tensor = stored(name);
+  const Tensor* scale = scale_of(name, tensor);
+  return static_cast<std::int64_t>(tensor.bytes() + (scale != nullptr ? scale->bytes() : 0));
+}
+
 std::int64_t TensorFile::parameters() const {
   std::int64_t count = 0;
-  for (const auto& [name, tensor] : tensors_) count += tensor.size();
+  for (const auto& [name, tensor] : tensors_) {
+    count += tensor.size();
+    if (const Tensor* scale = scale_of(name, tensor)) count -= scale->size();
+  }
   return count;
 }
 

@@ -20,15 +20,22 @@ class TensorFile final : public Weights {
   static TensorFile open_in(const std::string& dir, const std::string& stem);
 
   bool has(const std::string& name) const override { return tensors_.contains(name); }
-  const Tensor& get(const std::string& name) const override;
+  /// Int8 weights that have a scale (docs/model-format.md) come widened to f32, all others as they lie in the file.
+  Tensor get(const std::string& name) const override;
   Tensor get(const std::string& name, const Shape& shape) const override;
   Tensor f32(const std::string& name, const Shape& shape) const override;
-  std::int64_t parameters() const override;
+  std::int64_t bytes_of(const std::string& name) const override;
+  std::int64_t parameters() const override;  // scales of int8 weights are none
   const std::string& path() const override { return path_; }
   std::vector<std::string> names() const;
   std::int64_t bytes() const;  // of all tensors
 
  private:
+  const Tensor& stored(const std::string& name) const;
+  /// The scale of an int8 weight; null: the tensor is none, or has none. Throws Error(input) where the scale does not
+  /// fit.
+  const Tensor* scale_of(const std::string& name, const Tensor& weight) const;
+
   std::string path_;
   std::map<std::string, Tensor> tensors_;
 };

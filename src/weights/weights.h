@@ -13,9 +13,10 @@ class Weights {
   virtual ~Weights() = default;
   virtual bool has(const std::string& name) const = 0;
   /// Throws Error(input) where the tensor is missing, or `shape` is given and differs.
-  virtual const Tensor& get(const std::string& name) const = 0;
+  virtual Tensor get(const std::string& name) const = 0;
   virtual Tensor get(const std::string& name, const Shape& shape) const = 0;
   virtual Tensor f32(const std::string& name, const Shape& shape) const = 0;  // converted copy, on the host
+  virtual std::int64_t bytes_of(const std::string& name) const = 0;           // as it is kept
   virtual std::int64_t parameters() const = 0;                                // elements in all
   virtual const std::string& path() const = 0;
 };

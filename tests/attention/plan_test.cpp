@@ -19,7 +19,10 @@ TEST(Plan, PresetsSurviveJson) {
       if (scales == 7) {
         EXPECT_TRUE(plan.rules.empty()) << name << ": seven scales are dense";
       }
-      if (scales == 13 && name != "dense") {
+      if (name == "fastvar") {
+        EXPECT_EQ(plan.pruning.has_value(), scales > 8) << scales;
+        EXPECT_FALSE(plan.pruning && plan.is_static());
+      } else if (scales == 13 && name != "dense") {
         EXPECT_FALSE(std::holds_alternative<DenseAttention>(plan.method(0, 10)) ||
                      std::holds_alternative<DenseAttention>(plan.method(31, 12)))
             << name;
@@ -43,7 +46,11 @@ TEST(Plan, WindowsStayWithTheLastScales) {
 TEST(Plan, SparseScalesShiftWithTheSchedule) {
   const std::pair<int, int> first_of[] = {{9, 8}, {10, 8}, {11, 8}, {12, 9}, {13, 10}, {14, 11}};
   for (const std::string& name : AttentionPlan::preset_names()) {
-    if (name == "dense") continue;
+    if (name == "fastvar") {
+      for (const auto& [scales, first] : first_of)
+        EXPECT_EQ(AttentionPlan::preset(name, 8, scales).pruning->first_scale, first);
+    }
+    if (name == "dense" || name == "fastvar") continue;
     for (const auto& [scales, first] : first_of) {
       const AttentionPlan plan = AttentionPlan::preset(name, 8, scales);
       EXPECT_TRUE(std::holds_alternative<DenseAttention>(plan.method(0, first - 1))) << name << " " << scales;
@@ -264,6 +271,40 @@ TEST(Plan, ValidateNamesTheValue) {
   EXPECT_TRUE(has(message(csla), "rows is -1"));
   const AttentionPlan crowded{"mine", std::vector<AttentionRule>(10001)};
   EXPECT_TRUE(has(refusal(ErrorKind::usage, [&] { crowded.validate(); }), "10001 rules"));
+}
+
+TEST(Plan, PrunedScalesRunTheShareThatIsKept) {
+  AttentionPlan plan;
+  EXPECT_EQ(plan.tokens_run(12, {64, 64}), 4096);
+  plan.pruning = {.first_scale = 10, .keep = {0.5, 0.1}};
+  EXPECT_EQ(plan.tokens_run(9, {32, 32}), 1024);
+  EXPECT_EQ(plan.tokens_run(10, {3, 5}), 8);
+  EXPECT_EQ(plan.tokens_run(11, {48, 48}), 230);
+  EXPECT_EQ(plan.tokens_run(12, {64, 64}), 410) << "the last share is that of all scales to come";
+  EXPECT_EQ(plan.tokens_run(11, {1, 2}), 1) << "a scale has a token";
+}
+
+TEST(Plan, PruningIsCheckedAndReadFromJson) {
+  AttentionPlan plan{"mine", {{0, -1, 8, 9, ProbeAttention{}}}};
+  plan.pruning = {.first_scale = 10, .keep = {0.25, 0.125}};
+  EXPECT_NO_THROW(plan.validate());
+  EXPECT_EQ(AttentionPlan::from_json(plan.to_json(), "x"), plan);
+  EXPECT_EQ(AttentionPlan::from_json(R"({"rules": [], "pruning": {}})", "x").pruning, TokenPruning{});
+  const auto has = [](const std::string& text, const std::string& part) {
+    EXPECT_NE(text.find(part), std::string::npos) << text;
+  };
+  const auto says = [&](const std::string& json, const std::string& part) {
+    has(refusal(ErrorKind::input, [&] { AttentionPlan::from_json(json, "x"); }), part);
+  };
+  says(R"({"rules": [], "pruning": []})", "expected an object");
+  says(R"({"rules": [], "pruning": {"first_scal": 3}})", "did you mean 'first_scale'?");
+  says(R"({"rules": [], "pruning": {"keep": [0.5, "a"]}})", "keep: expected a list");
+  says(R"({"rules": [], "pruning": {"keep": []}})", "number of keep is 0");
+  says(R"({"rules": [], "pruning": {"keep": [0.5, 0]}})", "keep is 0");
+  says(R"({"rules": [], "pruning": {"first_scale": 0}})", "first_scale is 0");
+  says(R"({"rules": [{"method": "csla", "scales": [9, 10]}], "pruning": {}})", "end at 9");
+  plan.rules[0].last_scale = -1;
+  has(refusal(ErrorKind::usage, [&] { plan.validate(); }), "tokens are pruned");
 }
 
 TEST(Plan, Files) {

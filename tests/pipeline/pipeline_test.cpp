@@ -50,6 +50,54 @@ TEST(Walk, WithoutGuidanceNoUnconditionalHalfIsNeeded) {
   EXPECT_EQ(plain.shape(), (Shape{1, 16, 12, 12}));
 }
 
+TEST(Walk, PrunedScalesWithAllTokensKeptAreDense) {
+  Small small;
+  WalkOptions options = small.options();
+  const Tensor dense = walk(small.model, *small.backend, Small::texts({4}, {9}), options);
+  options.plan.pruning = {.first_scale = 4, .keep = {1.0}};
+  EXPECT_EQ(testing::max_difference(walk(small.model, *small.backend, Small::texts({4}, {9}), options), dense), 0);
+  options.plan.pruning->keep = {0.3};
+  for (const int until : {5, StateShape::kAllScales}) {  // guidance may end at a pruned scale
+    options.uncond_until = until;
+    std::vector<double> shares;
+    options.on_scale = [&](const ScaleTiming& timing, int) { shares.push_back(timing.share_of_pairs); };
+    const Tensor pruned = walk(small.model, *small.backend, Small::texts({4}, {9}), options);
+    EXPECT_GT(testing::max_difference(pruned, dense), 0);
+    // Of 64 and 144 tokens 19 and 43 run; 57 ran before.
+    EXPECT_EQ(shares[3], 1);
+    EXPECT_DOUBLE_EQ(shares[4], 19.0 * (57 + 19) / (64 * (57 + 64)));
+    EXPECT_DOUBLE_EQ(shares[5], 43.0 * (57 + 19 + 43) / (144 * (57 + 64 + 144)));
+  }
+  EXPECT_THROW(walk(small.model, *small.backend, Small::texts({4, 2}, {9, 8}), options), Error);
+}
+
+TEST(Walk, TheOutputOfTheScaleBeforeStandsForTokensThatDidNotRun) {
+  // Where one token of a scale runs, all others' logits are those of the scale before, resized: on a 1x1 scale before
+  // they are all the same.
+  Small small;
+  WalkOptions options = small.options();
+  options.schedule = {{1, 1}, {3, 4}};
+  options.cfg.assign(2, 1.0F);
+  options.tau.assign(2, 1.0F);
+  options.plan.pruning = {.first_scale = 1, .keep = {0.01}};
+  Tensor before, after;
+  options.observe = [&](const std::string& name, const Tensor& value) {
+    if (name == "logits_cond.s0") before = value.to(DType::f32);
+    if (name == "logits_cond.s1") after = value.to(DType::f32);
+  };
+  walk(small.model, *small.backend, Small::texts({4}, {9}), options);
+  ASSERT_EQ(after.dim(1), 12);
+  int same = 0;
+  for (int i = 0; i < 12; ++i) {
+    double difference = 0;
+    for (std::int64_t c = 0; c < after.dim(2); ++c)
+      difference = std::max(difference, std::abs(static_cast<double>(after.data<float>()[i * after.dim(2) + c]) -
+                                                 before.data<float>()[c]));
+    same += difference < 1e-4 ? 1 : 0;
+  }
+  EXPECT_EQ(same, 11);
+}
+
 TEST(Walk, GridsNeedNotBeSquare) {
   Small small;
   WalkOptions options = small.options();

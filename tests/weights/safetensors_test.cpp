@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <numeric>
@@ -368,6 +369,100 @@ TEST(Safetensors, ModelFolderWithoutWeights) {
          {folder.path(), std::string("vae.safetensors.index.json"), std::string("spiece.model")})
       EXPECT_NE(message.find(part), std::string::npos) << message;
   }
+}
+
+/// A file of these tensors: bytes in the order they are given.
+std::string packed(const std::vector<std::pair<std::string, Tensor>>& tensors) {
+  std::vector<std::string> members;
+  std::string data;
+  for (const auto& [name, value] : tensors) {
+    const std::size_t begin = data.size();
+    data.append(static_cast<const char*>(value.raw()), value.bytes());
+    members.push_back(
+        tensor(name, name_of(value.dtype()), to_string(value.shape()), fmt::format("[{},{}]", begin, data.size())));
+  }
+  const std::string header = object(members);
+  return little_endian(header.size()) + header + data;
+}
+
+/// Rounded to nearest with the row's largest magnitude at 127.
+std::pair<Tensor, Tensor> quantized(const Tensor& w) {
+  Tensor q = Tensor::empty(DType::i8, w.shape()), scale = Tensor::empty(DType::f32, {w.dim(0)});
+  const std::int64_t each = w.size() / w.dim(0);
+  for (std::int64_t o = 0; o < w.dim(0); ++o) {
+    float largest = 0;
+    for (std::int64_t i = 0; i < each; ++i) largest = std::max(largest, std::abs(w.data<float>()[o * each + i]));
+    scale.data<float>()[o] = largest / 127;
+    for (std::int64_t i = 0; i < each; ++i)
+      q.data<std::int8_t>()[o * each + i] =
+          static_cast<std::int8_t>(largest > 0 ? std::lround(w.data<float>()[o * each + i] / (largest / 127)) : 0);
+  }
+  return {q, scale};
+}
+
+TEST(Safetensors, WidensInt8WeightsByTheirScales) {
+  const TempFolder folder;
+  for (const Shape& shape : {Shape{7, 33}, {1, 5}, {300, 129}, {5, 3, 3, 2}, {4, 0}}) {
+    Tensor w = testing::random_tensor(shape, 11);
+    if (shape[1] > 0) w.data<float>()[0] = -3.5F;
+    const auto [q, scale] = quantized(w);
+    const std::string path =
+        folder.write("w.safetensors", packed({{"w.scale", scale}, {"w", q}, {"b", testing::random_tensor({3}, 2)}}));
+    const TensorFile file = TensorFile::open(path);
+    for (const Tensor& got : {file.get("w"), file.get("w", shape), file.f32("w", shape)}) {
+      ASSERT_EQ(got.dtype(), DType::f32);
+      ASSERT_EQ(got.shape(), shape);
+      const std::int64_t each = got.size() / shape[0];
+      for (std::int64_t i = 0; i < got.size(); ++i) {
+        const float step = scale.data<float>()[i / each];
+        ASSERT_EQ(got.data<float>()[i], step * static_cast<float>(q.data<std::int8_t>()[i]));
+        ASSERT_LE(std::abs(got.data<float>()[i] - w.data<float>()[i]), 0.5001F * step);
+      }
+    }
+    EXPECT_EQ(file.parameters(), w.size() + 3) << "scales are no parameters";
+    EXPECT_EQ(file.bytes_of("w"), w.size() + 4 * shape[0]);
+    EXPECT_EQ(file.bytes_of("b"), 12);
+  }
+}
+
+TEST(Safetensors, Int8WithoutScalesIsPlainNumbers) {
+  const TempFolder folder;
+  Tensor q = Tensor::empty(DType::i8, {2, 2});
+  for (int i = 0; i < 4; ++i) q.data<std::int8_t>()[i] = static_cast<std::int8_t>(50 * i - 100);
+  const TensorFile file = TensorFile::open(folder.write("w.safetensors", packed({{"w", q}})));
+  EXPECT_EQ(file.get("w").dtype(), DType::i8);
+  EXPECT_EQ(file.f32("w", {2, 2}).data<float>()[0], -100);
+  // Of one dimension, and beside weights of another type, a scale is a tensor like others.
+  const Tensor line = q.reshaped({4}), half = testing::random_tensor({2, 2}, 1), scale = testing::random_tensor({4}, 3);
+  const TensorFile others = TensorFile::open(
+      folder.write("o.safetensors", packed({{"a", line}, {"a.scale", scale}, {"b", half}, {"b.scale", scale}})));
+  EXPECT_EQ(others.get("a").dtype(), DType::i8);
+  EXPECT_EQ(others.get("b").data<float>()[1], half.data<float>()[1]);
+  EXPECT_EQ(others.parameters(), 16);
+}
+
+TEST(Safetensors, RefusesScalesThatDoNotFit) {
+  const TempFolder folder;
+  const Tensor q = Tensor::zeros(DType::i8, {3, 2});
+  const auto refusal = [&](const Tensor& scale) -> std::string {
+    const TensorFile file = TensorFile::open(folder.write("w.safetensors", packed({{"w", q}, {"w.scale", scale}})));
+    try {
+      (void)file.get("w", {3, 2});
+    } catch (const Error& failure) {
+      return failure.what();
+    }
+    return "accepted";
+  };
+  const auto expect = [&](const Tensor& scale, const std::vector<std::string>& words) {
+    const std::string text = refusal(scale);
+    for (const std::string& word : words) EXPECT_NE(text.find(word), std::string::npos) << text;
+  };
+  expect(Tensor::zeros(DType::f32, {2}), {"w.safetensors", "w.scale", "F32 [3]", "found F32 [2]"});
+  expect(Tensor::zeros(DType::f32, {3, 1}), {"F32 [3]", "[3, 1]"});
+  expect(Tensor::zeros(DType::bf16, {3}), {"F32 [3]", "BF16"});
+  expect(Tensor::from({1, INFINITY, 1}, {3}), {"scale 1", "finite"});
+  expect(Tensor::from({1, 1, NAN}, {3}), {"scale 2", "finite"});
+  EXPECT_EQ(refusal(Tensor::from({1, 0, -1}, {3})), "accepted");
 }
 
 TEST(Safetensors, OpensTheBundledModel) {

@@ -139,6 +139,8 @@ PreparedAttention::PreparedAttention(const AttentionPlan& plan, const ScaleSched
     : impl_(std::make_unique<Impl>()) {
   check(schedule, scale, layer, shape);
   plan.validate();
+  if (plan.pruning)
+    refuse(fmt::format("plan {} prunes tokens: which ones run depends on the picture", printable(plan.name)));
   impl_->shape = shape;
   if (shape.threads == 0) impl_->shape.threads = omp_get_num_procs();
   if (shape.scale == 0.0F) impl_->shape.scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim));

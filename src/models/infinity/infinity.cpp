@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "models/infinity/block.h"
+#include "models/token_pruning.h"
 #include "sparvar/error.h"
 
 namespace sparvar {
@@ -85,6 +86,9 @@ Infinity::State Infinity::make_state(const StateShape& shape) {
                                               lvl_embed_.dim(0)));
   if (shape.uncond_until < 1)
     throw Error(ErrorKind::usage, "a state without an unconditional half at any scale is one that is not guided");
+  if (shape.plan.pruning && (shape.pictures > 1 || backend_.records()))
+    throw Error(ErrorKind::usage,
+                fmt::format("plan {} prunes tokens: one picture at a time, on the CPU", shape.plan.name));
   State state(backend_, shape, config_.depth);
   const std::int64_t tokens = shape.text_tokens * (shape.guided ? 2 : 1);
   state.text_ = backend_.zeros(DType::f32, {tokens, config_.text_channels});
@@ -207,10 +211,12 @@ struct Infinity::Scale {
   int index = 0;
   Grid grid;
   int rows = 0;         // pictures, and their unconditional halves where the scale has guidance
-  int keys_before = 0;  // tokens of the scales before
+  int keys_before = 0;  // tokens that ran at the scales before
   bool last = false;
   /// The residual that was computed and not yet added: it is added by the norm that follows it.
   Tensor pending, pending_gate;
+  Tensor rope;                     // of the tokens that run
+  std::vector<std::int32_t> kept;  // tokens that run, ascending; empty: all
 };
 
 Tensor Infinity::embed(State& state, const Scale& scale, const Tensor& words, const Observer& observe) {
@@ -249,7 +255,8 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
   scale.grid = schedule[index];
   scale.last = index + 1 == static_cast<int>(schedule.size());
   scale.rows = state.shape_.rows_at(index);
-  for (int k = 0; k < index; ++k) scale.keys_before += schedule[k].tokens();
+  scale.rope = state.rope_[index];
+  for (int k = 0; k < index; ++k) scale.keys_before += state.shape_.plan.tokens_run(k, schedule[k]);
   state.attention_.start(index);
   if (index == 0 && !backend_.records()) make_caches(state);
   drop_unconditional_half(state, index);
@@ -268,6 +275,7 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
       backend_.add_repeated(x, level);
     }
     if (layer == 0) show(backend_, observe, fmt::format("block_input.s{}", index), x);
+    if (layer == 0) prune(state, scale, x);
     run_block(state, scale, layer, x, observe);
     const bool guide = state.shape_.guided_at(index) && guides_after(layer);
     if (guide || observe) settle();
@@ -275,7 +283,37 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
     show(backend_, observe, fmt::format("hidden.s{}.b{}", index, layer), x);
   }
   settle();
+  fill(state, scale, x);
   return head(state, scale, x, guidance, observe);
+}
+
+/// Leaves the tokens of a pruned scale that run. Both halves see the same words, so the same tokens are theirs.
+void Infinity::prune(State& state, Scale& scale, Tensor& x) const {
+  const AttentionPlan& plan = state.shape_.plan;
+  if (!plan.pruning || scale.index < plan.pruning->first_scale) return;
+  scale.kept = farthest_rows(x, plan.tokens_run(scale.index, scale.grid));
+  x = rows_taken(x, scale.kept);
+  if (!scale.rope.defined()) return;
+  const Tensor& rope = scale.rope;  // [n, D/2, 2]
+  const Tensor rows = rope.reshaped({1, rope.dim(0), rope.dim(1) * rope.dim(2)});
+  scale.rope =
+      rows_taken(rows, scale.kept).reshaped({static_cast<std::int64_t>(scale.kept.size()), rope.dim(1), rope.dim(2)});
+}
+
+/// After the blocks: remembers the output of the scale before the pruned ones; there it stands, resized, for the tokens
+/// that did not run.
+void Infinity::fill(State& state, const Scale& scale, Tensor& x) {
+  const AttentionPlan& plan = state.shape_.plan;
+  if (plan.pruning && scale.index + 1 == plan.pruning->first_scale) state.output_ = backend_.clone(x);
+  if (scale.kept.empty()) return;
+  const Grid before = state.shape_.schedule[plan.pruning->first_scale - 1];
+  const std::int64_t rows = x.dim(0), width = x.dim(2);
+  Tensor all = backend_.zeros(DType::f32, {rows, scale.grid.tokens(), 1, width});
+  backend_.add_resized(all, state.output_.rows(0, rows).reshaped({rows, before.tokens(), 1, width}), before,
+                       scale.grid);
+  all = all.reshaped({rows, scale.grid.tokens(), width});
+  put_rows(all, scale.kept, x);
+  x = std::move(all);
 }
 
 void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe) {
@@ -345,7 +383,7 @@ Tensor Infinity::self_attention(State& state, const Scale& scale, int layer, con
                      {.heads = config_.num_heads,
                       .l2_norm = config_.cos_attn,
                       .head_scale = block.head_scale,
-                      .rope = state.rope_[scale.index],
+                      .rope = scale.rope,
                       .offset = scale.keys_before},
                      args.q, args.k, args.v);
   qkv = Tensor();  // its memory is the output's

@@ -76,6 +76,8 @@ class Infinity {
   void make_caches(State& state);
   void drop_unconditional_half(State& state, int scale);
   Tensor embed(State& state, const Scale& scale, const Tensor& words, const Observer& observe);
+  void prune(State& state, Scale& scale, Tensor& x) const;
+  void fill(State& state, const Scale& scale, Tensor& x);
   void run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe);
   Tensor self_attention(State& state, const Scale& scale, int layer, const Tensor& x);
   Tensor head(State& state, const Scale& scale, const Tensor& x, const Tensor& guidance, const Observer& observe);
@@ -95,6 +97,7 @@ class Infinity::State {
   const StateShape& shape() const { return shape_; }
   const AttentionRunner& attention() const { return attention_; }
   void observe_lists(ListObserver observer) { attention_.observe(std::move(observer)); }
+  void observe_queries(QueryObserver observer) { attention_.observe_queries(std::move(observer)); }
 
  private:
   friend class Infinity;
@@ -111,6 +114,7 @@ class Infinity::State {
   std::vector<Tensor> text_kv_;  // per layer: [total, 2, H, D], compute type
   std::vector<Tensor> ada_;      // per layer: gamma1, gamma2, scale1, scale2, shift1, shift2, f32 [6, rows, C]
   Tensor head_ada_;              // scale, shift: f32 [2, rows, C]
+  Tensor output_;                // f32 [rows, n, C]: of the blocks, at the scale before the pruned ones
   std::vector<Tensor> k_cache_, v_cache_;  // per layer: [rows, H, tokens kept, D]; see cached_tokens
 };
 
