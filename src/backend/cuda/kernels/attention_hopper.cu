@@ -46,16 +46,6 @@ constexpr int kMultiplierRegisters = kGroups == 1   ? 200
                                      : kGroups == 2 ? 224
                                                     : 152;
 
-/// Where a block is in a ring of stages.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  unsigned turn = 0;  // parity of the times around
-  __device__ void advance() {
-    if (++stage == kStages) stage = 0, turn ^= 1U;
-  }
-};
-
 struct Barriers {
   unsigned first;
   __device__ unsigned full(int stage) const { return first + 32 + 16 * stage; }

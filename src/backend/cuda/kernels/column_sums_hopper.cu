@@ -35,14 +35,6 @@ struct Shape {
 constexpr int kGathererRegisters = 56;
 constexpr int kMultiplierRegisters = 152;
 
-struct Ring {
-  int stage = 0;
-  unsigned turn = 0;
-  __device__ void advance(int stages) {
-    if (++stage == stages) stage = 0, turn ^= 1U;
-  }
-};
-
 __device__ inline void copy_word(unsigned to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from));
 }
@@ -60,7 +52,7 @@ __device__ inline void gather(const ColumnSums& a, unsigned memory) {
   const unsigned keys_full = memory + S::kBarriers + 16 * S::kStages;
   const int tiles = (a.keys + kBlockKeys - 1) / kBlockKeys;
   const int total = a.batch * a.heads * tiles;
-  Ring ring;
+  Ring<S::kStages> ring;
   unsigned key_turn = 0;
   for (int item = static_cast<int>(blockIdx.x); item < total; item += static_cast<int>(gridDim.x)) {
     const int index = item / tiles;
@@ -98,7 +90,7 @@ __device__ inline void gather(const ColumnSums& a, unsigned memory) {
                   lessening + stage * kKeys + thread);
       if (half == 0) continue;
       arrive_after_copies(barrier);
-      ring.advance(S::kStages);
+      ring.advance();
     }
   }
   commit_copies();
@@ -114,7 +106,7 @@ __device__ inline void sum(const ColumnSums& a, unsigned memory, const unsigned 
   const int tiles = (a.keys + kBlockKeys - 1) / kBlockKeys;
   const int total = a.batch * a.heads * tiles;
   const Turns<kGroups> turns;
-  Ring ring;
+  Ring<S::kStages> ring;
   unsigned key_turn = 0;
   for (int item = static_cast<int>(blockIdx.x); item < total; item += static_cast<int>(gridDim.x)) {
     const int index = item / tiles;
@@ -156,7 +148,7 @@ __device__ inline void sum(const ColumnSums& a, unsigned memory, const unsigned 
                 a.group_of + (stage + 1) * kKeys, index, key);
       __syncwarp();
       if (lane == 0) arrive(barrier + 8);
-      ring.advance(S::kStages);
+      ring.advance();
     }
   }
 }

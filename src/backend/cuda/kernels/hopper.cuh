@@ -39,6 +39,16 @@ __device__ inline void wait_barrier(unsigned barrier, unsigned parity) {
 /// What threads wrote to shared memory, and a barrier has shown, is seen by the products issued after this.
 __device__ inline void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+/// Where a block is in a ring of stages.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  unsigned turn = 0;  // parity of the times around
+  __device__ void advance() {
+    if (++stage == kStages) stage = 0, turn ^= 1U;
+  }
+};
+
 // ---------------------------------------------------------------- tensor copies
 constexpr std::uint64_t kReadOnce = 0x12F0000000000000ULL;  // cache policy: first to be evicted
 constexpr std::uint64_t kReadOften = 0x14F0000000000000ULL;
