@@ -97,6 +97,7 @@ namespace {
 /// Bounds of a window x window neighbourhood on the scale's own grid, along one axis.
 std::vector<Bounds> own_bounds(int size, int window) {
   std::vector<Bounds> out;
+  out.reserve(size);
   for (int i = 0; i < size; ++i) out.push_back(window_bounds(i, size, size, window, CslaAttention::Centre::half_pixel));
   return out;
 }

@@ -235,6 +235,7 @@ AttentionRecipePtr CudaBackend::prepare_recipe(const ListRecipe& recipe) {
   out->group_of = keep_numbers(recipe.group_of);
   if (!recipe.map.empty()) out->map = keep_numbers(recipe.map);
   std::vector<std::int32_t> queries;
+  queries.reserve(tiles);
   for (int t = 0; t < tiles; ++t) queries.push_back(recipe.tiles.rows_in(t));
   out->queries = keep_numbers(queries);
   if (recipe.fixed.tiles == 0) return out;
