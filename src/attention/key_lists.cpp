@@ -1,9 +1,12 @@
 #include "attention/key_lists.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 
 #include "core/parallel.h"
+#include "sparvar/error.h"
 
 namespace sparvar {
 
@@ -12,6 +15,39 @@ std::int64_t KeyLists::keys_in(int list, int tile) const {
   const std::int64_t at = static_cast<std::int64_t>(list) * tiles + tile;
   for (std::int64_t r = offset[at]; r < offset[at + 1]; ++r) count += runs[r].count;
   return count;
+}
+
+namespace {
+
+template <typename T>
+bool ascends(const std::vector<T>& offset, std::size_t entries) {
+  return !offset.empty() && offset.front() == 0 && static_cast<std::size_t>(offset.back()) == entries &&
+         std::is_sorted(offset.begin(), offset.end());
+}
+
+}  // namespace
+
+void require_sound(const QueryTiles& tiles, const KeyLists& lists) {
+  const auto refuse = [](const std::string& why) { throw Error(ErrorKind::usage, "lists of keys: " + why); };
+  if (!ascends(tiles.offset, tiles.rows.size())) refuse("the offsets of the tiles do not ascend to their last row");
+  for (const std::int32_t row : tiles.rows)
+    if (row < 0) refuse(fmt::format("row {} of a tile", row));
+  if (lists.lists < 1 || lists.tiles != tiles.count() ||
+      lists.offset.size() != static_cast<std::size_t>(lists.lists) * static_cast<std::size_t>(lists.tiles) + 1)
+    refuse(fmt::format("{} x {} lists with {} offsets do not fit {} tiles", lists.lists, lists.tiles,
+                       lists.offset.size(), tiles.count()));
+  if (!ascends(lists.offset, lists.runs.size())) refuse("the offsets of the lists do not ascend to their last run");
+  for (std::size_t at = 0; at + 1 < lists.offset.size(); ++at) {
+    std::int64_t end = 0;
+    for (std::int64_t r = lists.offset[at]; r < lists.offset[at + 1]; ++r) {
+      const KeyRun& run = lists.runs[r];
+      if (run.begin < end || run.count < 0)
+        refuse(
+            fmt::format("list {} has the run of {} keys from {} on after key {}: runs are sorted and hold no key twice",
+                        at, run.count, run.begin, end - 1));
+      end = std::int64_t{run.begin} + run.count;
+    }
+  }
 }
 
 QueryTiles row_tiles(int queries, int per_tile) {

@@ -29,6 +29,10 @@ struct KeyLists {
   std::int64_t keys_in(int list, int tile) const;
 };
 
+/// Throws Error(usage) where they do not fit each other, or a kernel that follows them would read what is not there or a
+/// key twice: offsets that do not ascend, negative rows or keys, runs that overlap or are not sorted.
+void require_sound(const QueryTiles& tiles, const KeyLists& lists);
+
 /// Tiles of the grid, or runs in row order, as the group says.
 QueryTiles group_tiles(Grid grid, const QueryGroup& group);
 /// n queries in row order, `per_tile` to a tile; the last may be smaller.

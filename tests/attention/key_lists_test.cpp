@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <random>
 #include <set>
+
+#include "sparvar/error.h"
 
 namespace sparvar {
 namespace {
@@ -82,6 +85,34 @@ TEST(ShareOfPairs, CountsQueriesTimesKeys) {
   lists.offset = {0, 1, 1, 2};
   EXPECT_DOUBLE_EQ(share_of_pairs(tiles, lists, 20), (4 * 10 + 2 * 5) / 200.0);
   EXPECT_DOUBLE_EQ(share_of_pairs(tiles, all_keys(tiles, 20), 20), 1.0);
+}
+
+TEST(KeyLists, UnsoundOnesAreRefused) {
+  const QueryTiles tiles = row_tiles(10, 4);
+  const KeyLists sound = build_lists(2, tiles.count(), 100, [](int list, int tile, KeySet& set) {
+    set.add(10 * tile, 5);
+    set.add(40 + list, 20);
+  });
+  EXPECT_NO_THROW(require_sound(tiles, sound));
+  EXPECT_NO_THROW(require_sound(tiles, all_keys(tiles, 7)));
+  const auto refused = [&](auto change) {
+    QueryTiles t = tiles;
+    KeyLists l = sound;
+    change(t, l);
+    EXPECT_THROW(require_sound(t, l), Error);
+  };
+  refused([](QueryTiles&, KeyLists& l) { l.runs[1] = l.runs[0]; });
+  refused([](QueryTiles&, KeyLists& l) { std::swap(l.runs[0], l.runs[1]); });
+  refused([](QueryTiles&, KeyLists& l) { l.runs[0].begin = -1; });
+  refused([](QueryTiles&, KeyLists& l) { l.runs[3].count = -2; });
+  refused([](QueryTiles&, KeyLists& l) { l.offset.back() += 1; });
+  refused([](QueryTiles&, KeyLists& l) { l.offset.pop_back(); });
+  refused([](QueryTiles&, KeyLists& l) { std::swap(l.offset[1], l.offset[2]); });
+  refused([](QueryTiles&, KeyLists& l) { l.lists = 3; });
+  refused([](QueryTiles&, KeyLists& l) { l.runs[0].count = std::numeric_limits<std::int32_t>::max(); });
+  refused([](QueryTiles& t, KeyLists&) { t.rows[2] = -5; });
+  refused([](QueryTiles& t, KeyLists&) { t.offset.back() = 99; });
+  refused([](QueryTiles& t, KeyLists&) { t.offset.push_back(t.offset.back()); });
 }
 
 }  // namespace

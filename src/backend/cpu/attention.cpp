@@ -155,6 +155,7 @@ class CpuLists final : public AttentionLists {
 }  // namespace
 
 AttentionListsPtr CpuBackend::prepare_lists(const QueryTiles& tiles, const KeyLists& lists) {
+  require_sound(tiles, lists);
   return std::make_shared<CpuLists>(tiles, lists);
 }
 

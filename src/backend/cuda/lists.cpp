@@ -170,8 +170,7 @@ Tensor CudaBackend::kept_rows(const std::vector<std::int32_t>& rows) {
 }
 
 AttentionListsPtr CudaBackend::prepare_lists(const QueryTiles& tiles, const KeyLists& lists) {
-  if (lists.tiles != tiles.count())
-    throw Error(ErrorKind::usage, fmt::format("lists for {} tiles do not fit {} tiles", lists.tiles, tiles.count()));
+  require_sound(tiles, lists);
   std::vector<KeyRange> ranges;
   std::vector<std::int32_t> keys;
   auto out = std::make_shared<CudaLists>();
