@@ -165,7 +165,8 @@ TEST_P(Operations, ResizedResidualIsAdded) {
             worst = std::max(worst, std::abs(after.data<float>()[i] - before.data<float>()[i] - value));
           }
         }
-    EXPECT_LT(worst, bf16() ? 3e-2 : 2e-6);
+    // Places on the map are f32, so their fractions are known to some 5e-7, and are multiplied by differences up to 8.
+    EXPECT_LT(worst, bf16() ? 3e-2 : 1e-5);
   }
 }
 
