@@ -79,7 +79,7 @@ DeviceTiles put_tiles(const QueryTiles& tiles, const std::function<Tensor(const 
 
 ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool hopper) {
   const std::int64_t dim = args.q.dim(3);
-  const bool wide = hopper && args.q.dtype() == DType::bf16 && supports_list_attention_hopper(static_cast<int>(dim)) &&
+  const bool wide = hopper && args.q.dtype() == DType::bf16 && hopper_takes_heads_of(static_cast<int>(dim)) &&
                     tiles.wide_most > tiles.most;
   return {.q = args.q.raw(),
           .k = args.k.raw(),

@@ -45,11 +45,8 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads), kOneStage ? 4 
   wait_copies<0>();
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   unsigned q_parts[kDim / 16][4];
-#pragma unroll
-  for (int d = 0; d < kDim / 16; ++d)
-    load_matrices(q_parts[d], shared_address(q_rows + (warp * 16 + lane % 16) * T::kStride + d * 16 + lane / 16 * 8));
+  load_rows<kDim>(q_parts, q_rows);
 
   Running<kDim> running;
   const auto attend_stage = [&](int stage) {

@@ -8,6 +8,7 @@
 #include "backend/cuda/kernels/attention_tile.cuh"
 #include "backend/cuda/kernels/hopper.cuh"
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/wgmma.cuh"
 
 namespace sparvar::cuda {
 namespace {
@@ -255,8 +256,7 @@ __device__ inline void begin_logits(float (&s)[S::kStageKeys / 8][4], unsigned q
   begin_products();
 #pragma unroll
   for (int d = 0; d < kSteps; ++d)
-    multiply<S::kStageKeys>(reinterpret_cast<float(&)[S::kStageKeys / 2]>(s),
-                            matrix_of(q + d / 4 * S::kQueryPanel + d % 4 * 32),
+    multiply<S::kStageKeys>(s, matrix_of(q + d / 4 * S::kQueryPanel + d % 4 * 32),
                             matrix_of(k + d / 4 * S::kKeyPanel + d % 4 * 32), d > 0 ? 1 : 0);
   commit_products();
 }
@@ -405,7 +405,7 @@ void launch(const ListAttention& args, cudaStream_t stream) {
 
 }  // namespace
 
-bool supports_list_attention_hopper(int dim) {
+bool hopper_takes_heads_of(int dim) {
   return launches_overlap() && (dim == 64 || dim == 80 || dim == 96 || dim == 112 || dim == 128);
 }
 

@@ -1,6 +1,6 @@
-// Attention of tiles of queries to lists of keys, the one kernel of every sparse plan: the rows of a tile and of its
-// keys are gathered while they are copied to shared memory, where they lie side by side; from there on it is dense
-// attention.
+// Attention of tiles of queries to lists of keys, the one kernel of every sparse plan where there is no Hopper
+// (attention_hopper.cu): the rows of a tile and of its keys are gathered while they are copied to shared memory, where
+// they lie side by side; from there on it is dense attention.
 #include <algorithm>
 
 #include "backend/cuda/kernels/attention_tile.cuh"
@@ -46,11 +46,8 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) attend_lists(c
   wait_copies<0>();
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   unsigned q_parts[kDim / 16][4];
-#pragma unroll
-  for (int d = 0; d < kDim / 16; ++d)
-    load_matrices(q_parts[d], shared_address(q_rows + (warp * 16 + lane % 16) * T::kStride + d * 16 + lane / 16 * 8));
+  load_rows<kDim>(q_parts, q_rows);
 
   Running<kDim> running;
   for (int stage = 0; stage < stages; ++stage) {
@@ -94,7 +91,7 @@ void launch(const ListAttention& args, cudaStream_t stream) {
 
 void list_attention(const ListAttention& args, cudaStream_t stream) {
   if (args.tile_count <= 0 || args.batch * args.heads <= 0) return;
-  const bool hopper = args.type == DType::bf16 && args.hopper && supports_list_attention_hopper(args.dim);
+  const bool hopper = args.type == DType::bf16 && args.hopper && hopper_takes_heads_of(args.dim);
   if (args.batch * args.heads > 65535 || args.most_queries > (hopper ? TileRows::kMostHopper : TileRows::kMost))
     throw Error(ErrorKind::usage, "attention of lists takes tiles of 128 queries and 65535 heads at most");
   if (hopper) return list_attention_hopper(args, stream);

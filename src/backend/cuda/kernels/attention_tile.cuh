@@ -41,6 +41,17 @@ struct Tile {
   static constexpr int kSharedBytes = (kQueries + 4 * kKeys) * kStride * 2;
 };
 
+/// The 16 rows of this warp in a tile of them, as the first matrix of products.
+template <int kDim>
+__device__ inline void load_rows(unsigned (&parts)[kDim / 16][4], const bf16* tile) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int d = 0; d < kDim / 16; ++d)
+    load_matrices(parts[d],
+                  shared_address(tile + (warp * 16 + lane % 16) * Rows<kDim>::kStride + d * 16 + lane / 16 * 8));
+}
+
 /// What a thread of a warp of 16 queries keeps: rows lane / 4 and lane / 4 + 8.
 template <int kDim>
 struct Running {

@@ -57,12 +57,8 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) sum_columns(co
   wait_copies<0>();
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   unsigned key_parts[kDim / 16][4];
-#pragma unroll
-  for (int d = 0; d < kDim / 16; ++d)
-    load_matrices(key_parts[d],
-                  shared_address(key_rows + (warp * 16 + lane % 16) * T::kStride + d * 16 + lane / 16 * 8));
+  load_rows<kDim>(key_parts, key_rows);
   GroupSums sums;
   for (int stage = 0; stage < a.stage_count; ++stage) {
     if (stage > 0) {
@@ -126,7 +122,7 @@ void column_sums(const ColumnSums& args, cudaStream_t stream) {
   if (args.type == DType::bf16) {
     const std::int64_t count = std::int64_t{args.batch} * args.heads * args.stage_count * kKeys;
     launch_early(find_lessening, blocks_for(count, kThreads), kThreads, 0, stream, 1, args, count);
-    if (args.hopper && supports_list_attention_hopper(args.dim)) return column_sums_hopper(args, stream);
+    if (args.hopper && hopper_takes_heads_of(args.dim)) return column_sums_hopper(args, stream);
     return with_head_dim(args.dim, [&](auto dim) { launch<dim>(args, stream); });
   }
   const dim3 grid(blocks_for(args.keys, kPlainKeys), static_cast<unsigned>(args.batch * args.heads));

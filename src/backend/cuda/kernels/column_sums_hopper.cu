@@ -5,6 +5,7 @@
 
 #include "backend/cuda/kernels/column_sums.cuh"
 #include "backend/cuda/kernels/hopper.cuh"
+#include "backend/cuda/kernels/wgmma.cuh"
 
 namespace sparvar::cuda {
 namespace {

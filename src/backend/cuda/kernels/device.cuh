@@ -36,6 +36,24 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
+/// `of_warp` (warp_sum, warp_max of values that are not negative) over the threads of one row, blockDim.x of them, a
+/// multiple of 32; `parts` [32] is not shared between two calls of a kernel.
+template <typename OfWarp>
+__device__ inline float over_row(float x, float* parts, OfWarp of_warp) {
+  x = of_warp(x);
+  if (blockDim.x == 32) return x;
+  const unsigned lane = threadIdx.x % 32;
+  if (lane == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  return of_warp(lane < blockDim.x / 32 ? parts[lane] : 0.0F);
+}
+__device__ inline float row_sum(float x, float* parts) {
+  return over_row(x, parts, [](float part) { return warp_sum(part); });
+}
+__device__ inline float row_max(float x, float* parts) {
+  return over_row(x, parts, [](float part) { return warp_max(part); });
+}
+
 /// Throws where the launch before it was refused.
 inline void check_launch(const char* kernel) {
   const cudaError_t status = cudaGetLastError();

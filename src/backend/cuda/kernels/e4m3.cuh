@@ -23,14 +23,4 @@ __device__ inline unsigned four_e4m3(float a, float b, float c, float d) {
   return low | (high << 16);
 }
 
-/// Largest over the threads of one row (blockDim.x of them, a multiple of 32); `parts` [32] is used once in a kernel.
-__device__ inline float row_max(float x, float* parts) {
-  x = warp_max(x);
-  if (blockDim.x == 32) return x;
-  const unsigned lane = threadIdx.x % 32;
-  if (lane == 0) parts[threadIdx.x / 32] = x;
-  __syncthreads();
-  return warp_max(lane < blockDim.x / 32 ? parts[lane] : 0.0F);
-}
-
 }  // namespace sparvar::cuda

@@ -5,8 +5,9 @@
 #include <algorithm>
 
 #include "backend/cuda/kernels/e4m3.cuh"
-#include "backend/cuda/kernels/hopper_e4m3.cuh"
+#include "backend/cuda/kernels/hopper.cuh"
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/wgmma.cuh"
 
 namespace sparvar::cuda {
 namespace {
@@ -87,7 +88,7 @@ __device__ inline void fetch(const CUtensorMap* x, const CUtensorMap* w, int row
 }
 
 template <typename S, int kN, typename X>
-__device__ inline void multiply_stages(float (&sum)[kN / 2], int count, unsigned stages, unsigned full,
+__device__ inline void multiply_stages(float (&sum)[kN / 8][4], int count, unsigned stages, unsigned full,
                                        unsigned empty) {
   for (int i = 0; i < count; ++i) {
     const unsigned stage = stages + i % S::kStages * S::kStageBytes;
@@ -111,12 +112,12 @@ __device__ inline void multiply_stages(float (&sum)[kN / 2], int count, unsigned
 
 /// Sums of this block to shared memory, [rows][kRowFloats].
 template <int kN>
-__device__ inline void put_sums(const float (&sum)[kN / 2], float* to) {
+__device__ inline void put_sums(const float (&sum)[kN / 8][4], float* to) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int channel = static_cast<int>(threadIdx.x) / 32 * 16 + lane / 4;
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i)
-    to[(i / 4 * 8 + lane % 4 * 2 + i % 2) * kRowFloats + channel + i / 2 % 2 * 8] = sum[i];
+    to[(i / 4 * 8 + lane % 4 * 2 + i % 2) * kRowFloats + channel + i / 2 % 2 * 8] = sum[i / 4][i % 4];
 }
 
 template <typename X, typename Y>
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   __syncthreads();
   float* const sums = reinterpret_cast<float*>(memory + (stages - shared_address(memory)));
   if (threadIdx.x < kConsumers) {
-    float sum[kN / 2];
+    float sum[kN / 8][4];
     multiply_stages<S, kN, X>(sum, range.last - range.first, stages, full, empty);
     asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");  // nobody reads the stages any more
     put_sums<kN>(sum, sums);

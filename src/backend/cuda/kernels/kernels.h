@@ -190,7 +190,7 @@ struct ListAttention {
 void list_attention(const ListAttention& args, cudaStream_t stream);
 /// The same on Hopper (attention_hopper.cu), which list_attention takes where it can. It alone takes tiles of more than
 /// TileRows::kMost queries.
-bool supports_list_attention_hopper(int dim);
+bool hopper_takes_heads_of(int dim);
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream);
 /// Puts together attention to `parts` parts of the keys: partial [B, parts * queries, H, D] of `type` and its
 /// statistics

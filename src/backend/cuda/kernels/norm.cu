@@ -82,16 +82,6 @@ __device__ inline void store(E4m3* to, const float* x) {
     *to = one_e4m3(x[0]);
 }
 
-/// Sum over the threads of one row (blockDim.x of them); `parts` is not shared between two sums of a kernel.
-__device__ inline float row_sum(float x, float* parts) {
-  x = warp_sum(x);
-  if (blockDim.x == 32) return x;
-  const unsigned lane = threadIdx.x % 32;
-  if (lane == 0) parts[threadIdx.x / 32] = x;
-  __syncthreads();
-  return warp_sum(lane < blockDim.x / 32 ? parts[lane] : 0.0F);
-}
-
 /// First column of the thread's i-th unit: kUnit neighbours, and blockDim.x units from one to the next.
 template <int kUnit>
 __device__ inline int column(int i) {
