@@ -6,14 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "bench_grid.h"
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
-#include "device_flag.h"
 #include "flags.h"
 #include "image/atomic_file.h"
 #include "interrupt.h"
@@ -243,16 +242,13 @@ void add_analyze(CLI::App& program, Action& chosen) {
   add_integers(*command, "--scales", settings->scales, {0, 63}, "Scales to look at, counted from 0 (the last three)");
   add_number(*command, "--side", settings->side, Range<int>{1, 64},
              "At most N x N queries of a scale, evenly spread, are looked at (16)");
-  add_number(*command, "--seed", settings->seed, Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()},
-             "Seed of the pictures (0)");
+  add_seed(*command, settings->seed, "Seed of the pictures (0)");
   command
       ->add_option("-o,--output", settings->folder,
                    "Existing folder for attention.json and the first picture's heat maps, one a layer and scale")
       ->type_name("DIR");
   add_precision(*command, settings->pipeline);
-  add_number(*command, "--threads", settings->pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
-  command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
-      ->type_name("DIR");
+  add_engine(*command, settings->pipeline);
   command->add_flag("--json", settings->json, "One JSON object on standard output");
   command->add_flag("--quiet", settings->quiet, "No progress and no report");
   command->callback([settings, &chosen] { chosen = [settings] { run(*settings); }; });

@@ -8,8 +8,8 @@
 
 #include "bench_grid.h"
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
-#include "device_flag.h"
 #include "machine.h"
 #include "pipeline/device.h"
 #include "pipeline/measure.h"

@@ -5,13 +5,12 @@
 
 #include <chrono>
 #include <cmath>
-#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
-#include "device_flag.h"
 #include "flags.h"
 #include "interrupt.h"
 #include "output_file.h"
@@ -187,21 +186,15 @@ void add_compare(CLI::App& program, Action& chosen) {
           },
           "Attention plans to compare with dense: presets and JSON files (sparvar)")
       ->type_name("PLAN[,PLAN...]");
-  add_number(*command, "--seed", generate.seed, Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()},
-             "Seed of all pictures (0)");
-  add_number_list(*command, "--cfg", generate.cfg, {0.0F, 10000.0F},
-                  "Guidance, one value or one per scale; 1: none (the model's)");
-  add_number_list(*command, "--tau", generate.tau, {1e-4F, 10000.0F},
-                  "Temperature, one value or one per scale (the model's)");
+  add_seed(*command, generate.seed, "Seed of all pictures (0)");
+  add_guidance(*command, generate);
   add_number(*command, "--gain", settings->gain, Range<int>{1, 255},
              "The difference is drawn this many times larger (4)");
   command->add_flag("--cold", settings->cold, "Do not draw a dense picture first to warm up");
   add_device(*command, settings->pipeline);
   add_precision(*command, settings->pipeline);
   add_weights(*command, settings->pipeline);
-  add_number(*command, "--threads", settings->pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
-  command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
-      ->type_name("DIR");
+  add_engine(*command, settings->pipeline);
   command->add_option("-o,--output", settings->output, "The pictures and their difference, side by side")
       ->type_name("FILE.png");
   command->add_flag("--json", settings->json, "One JSON object on standard output");

@@ -1,13 +1,12 @@
 // sparvar evaluate: plans against dense attention over many prompts, as figures and as a page.
 #include <fmt/format.h>
 
-#include <limits>
 #include <memory>
 #include <set>
 
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
-#include "device_flag.h"
 #include "evaluation_report.h"
 #include "flags.h"
 #include "interrupt.h"
@@ -134,18 +133,12 @@ void add_evaluate(CLI::App& program, Action& chosen) {
       ->add_option("-o,--output", settings->folder, "Folder of the report; a run that was stopped goes on where it was")
       ->type_name("DIR");
   add_number(*command, "-n", generate.pictures_per_prompt, Range<int>{1, 1024}, "Pictures for each prompt (1)");
-  add_number(*command, "--seed", generate.seed, Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()},
-             "Seed of all pictures (0)");
-  add_number_list(*command, "--cfg", generate.cfg, {0.0F, 10000.0F},
-                  "Guidance, one value or one per scale; 1: none (the model's)");
-  add_number_list(*command, "--tau", generate.tau, {1e-4F, 10000.0F},
-                  "Temperature, one value or one per scale (the model's)");
+  add_seed(*command, generate.seed, "Seed of all pictures (0)");
+  add_guidance(*command, generate);
   add_number(*command, "--worst", settings->worst, Range<int>{0, 100}, "Worst pictures of each plan on the page (3)");
   add_device(*command, settings->pipeline);
   add_precision(*command, settings->pipeline);
-  add_number(*command, "--threads", settings->pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
-  command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
-      ->type_name("DIR");
+  add_engine(*command, settings->pipeline);
   command->add_flag("--json", settings->json, "report.json on standard output too");
   command->add_flag("--quiet", settings->quiet, "No progress and no report");
   command->callback([settings, &chosen] { chosen = [settings] { run(*settings); }; });

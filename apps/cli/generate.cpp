@@ -6,9 +6,9 @@
 #include <optional>
 
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
 #include "core/clock.h"
-#include "device_flag.h"
 #include "flags.h"
 #include "image/contact_sheet.h"
 #include "interrupt.h"
@@ -45,15 +45,11 @@ struct Settings {
 
 void declare_sampling(CLI::App& command, GenerateOptions& options) {
   add_number(command, "-n", options.pictures_per_prompt, Range<int>{1, most_pictures}, "Pictures for each prompt (1)");
-  add_number(command, "--seed", options.seed, Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()},
-             "Seed of the random numbers; the same seed gives the same pictures (0)");
+  add_seed(command, options.seed, "Seed of the random numbers; the same seed gives the same pictures (0)");
   add_number(command, "--first-picture", options.first_picture,
              Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()},
              "Number of the first picture: draws picture N of a larger run alone (0)");
-  add_number_list(command, "--cfg", options.cfg, {0.0F, 10000.0F},
-                  "Guidance, one value or one per scale; 1: none (the model's)");
-  add_number_list(command, "--tau", options.tau, {1e-4F, 10000.0F},
-                  "Temperature, one value or one per scale (the model's)");
+  add_guidance(command, options);
   add_number(command, "--top-k", options.top_k, Range<int>{0, std::numeric_limits<int>::max()},
              "1: the likelier value of every bit; other values change nothing, bits have two (0)");
   add_number(command, "--top-p", options.top_p, Range<float>{0.0F, 1.0F},
@@ -121,8 +117,7 @@ void declare_rest(CLI::App& command, Settings& settings) {
   add_device(command, settings.pipeline);
   add_precision(command, settings.pipeline);
   add_weights(command, settings.pipeline);
-  add_number(command, "--threads", settings.pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
-  command.add_option("--model", settings.pipeline.model_dir, "Folder of the model (the bundled one)")->type_name("DIR");
+  add_engine(command, settings.pipeline);
   add_number(command, "--batch", settings.generate.batch, Range<int>{1, 1024},
              "Pictures drawn together (as many as need little memory)");
   command

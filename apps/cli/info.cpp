@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
-#include "device_flag.h"
 #include "image/atomic_file.h"
 #include "machine.h"
 #include "picture_info.h"

@@ -1,13 +1,13 @@
 // sparvar plan: which keys a plan reads at a scale, drawn and counted.
 #include <fmt/format.h>
 
-#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "attention/csla.h"
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
 #include "flags.h"
 #include "image/atomic_file.h"
@@ -269,8 +269,7 @@ void add_plan(CLI::App& program, Action& chosen) {
       ->add_option("--prompt", settings->prompt,
                    "Draw the lists of a picture of this prompt, where the plan depends on the picture")
       ->type_name("TEXT");
-  add_number(*command, "--seed", settings->seed, Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()},
-             "Seed of that picture (0)");
+  add_seed(*command, settings->seed, "Seed of that picture (0)");
   command->add_option("-o,--output", settings->output, "The mask as a picture")->type_name("FILE.png");
   command->add_option("--export", settings->plan_file, "Write the plan as JSON, for --plan")->type_name("FILE.json");
   command->add_flag("--json", settings->json, "One JSON object on standard output");

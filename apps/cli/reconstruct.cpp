@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
-#include "device_flag.h"
 #include "flags.h"
 #include "image/atomic_file.h"
 #include "image/resize.h"
@@ -153,9 +153,7 @@ void add_reconstruct(CLI::App& program, Action& chosen) {
       ->type_name("FILE.npz");
   add_device(*command, settings->pipeline);
   add_precision(*command, settings->pipeline);
-  add_number(*command, "--threads", settings->pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
-  command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
-      ->type_name("DIR");
+  add_engine(*command, settings->pipeline);
   command->add_flag("--json", settings->json, "One JSON object on standard output");
   command->add_flag("--quiet", settings->quiet, "No report");
   command->callback([settings, &chosen] { chosen = [settings] { run(*settings); }; });

@@ -12,8 +12,8 @@
 #include <optional>
 
 #include "commands.h"
+#include "common_flags.h"
 #include "console.h"
-#include "device_flag.h"
 #include "flags.h"
 #include "image/atomic_file.h"
 #include "interrupt.h"
@@ -253,20 +253,14 @@ void add_tune(CLI::App& program, Action& chosen) {
              "Seconds the search may take; the longer, the more plans are tried (600)");
   command->add_option("-o,--output", settings->output, "The plan, for generate --plan")->type_name("FILE.json");
   add_number(*command, "-n", generate.pictures_per_prompt, Range<int>{1, 1024}, "Pictures for each prompt (1)");
-  add_number(*command, "--seed", generate.seed, Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()},
-             "Seed of all pictures (0)");
+  add_seed(*command, generate.seed, "Seed of all pictures (0)");
   add_number(*command, "--search-seed", settings->search_seed,
              Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()},
              "Seed of the plans that are tried (0)");
-  add_number_list(*command, "--cfg", generate.cfg, {0.0F, 10000.0F},
-                  "Guidance, one value or one per scale; 1: none (the model's)");
-  add_number_list(*command, "--tau", generate.tau, {1e-4F, 10000.0F},
-                  "Temperature, one value or one per scale (the model's)");
+  add_guidance(*command, generate);
   add_device(*command, settings->pipeline);
   add_precision(*command, settings->pipeline);
-  add_number(*command, "--threads", settings->pipeline.threads, Range<int>{1, 1024}, "Threads (all cores)");
-  command->add_option("--model", settings->pipeline.model_dir, "Folder of the model (the bundled one)")
-      ->type_name("DIR");
+  add_engine(*command, settings->pipeline);
   command->add_flag("--json", settings->json, "One JSON object on standard output: all that was tried");
   command->add_flag("--quiet", settings->quiet, "No progress and no report");
   command->callback([settings, &chosen] { chosen = [settings] { run(*settings); }; });

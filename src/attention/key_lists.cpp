@@ -172,4 +172,9 @@ KeyLists follow(const ListRecipe& recipe, const std::int32_t* choice, int lists,
   });
 }
 
+KeyLists follow(const ListRecipe& recipe, const Tensor& choice) {
+  return follow(recipe, choice.data<std::int32_t>(), static_cast<int>(choice.dim(0)), static_cast<int>(choice.dim(1)),
+                static_cast<int>(choice.dim(2)));
+}
+
 }  // namespace sparvar

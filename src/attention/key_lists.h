@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/key_run.h"
+#include "core/tensor.h"
 #include "sparvar/attention_plan.h"
 #include "sparvar/schedule.h"
 
@@ -29,8 +30,8 @@ struct KeyLists {
   std::int64_t keys_in(int list, int tile) const;
 };
 
-/// Throws Error(usage) where they do not fit each other, or a kernel that follows them would read what is not there or a
-/// key twice: offsets that do not ascend, negative rows or keys, runs that overlap or are not sorted.
+/// Throws Error(usage) where they do not fit each other, or a kernel that follows them would read what is not there or
+/// a key twice: offsets that do not ascend, negative rows or keys, runs that overlap or are not sorted.
 void require_sound(const QueryTiles& tiles, const KeyLists& lists);
 
 /// Tiles of the grid, or runs in row order, as the group says.
@@ -73,6 +74,7 @@ struct ListRecipe {
   int most_keys() const;               // that a list can have
 };
 /// The lists, of a choice I32 [lists, groups, per_group].
+KeyLists follow(const ListRecipe& recipe, const Tensor& choice);
 KeyLists follow(const ListRecipe& recipe, const std::int32_t* choice, int lists, int groups, int per_group);
 
 }  // namespace sparvar

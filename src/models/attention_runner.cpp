@@ -14,11 +14,19 @@ namespace sparvar {
 
 struct AttentionRunner::Static {
   QueryTiles tiles;
-  KeyLists lists;  // CSLA
+  KeyLists lists;
   AttentionListsPtr prepared;
   double share = 1;
-  ListRecipe recipe;  // CS4A
-  AttentionRecipePtr prepared_recipe;
+};
+
+struct AttentionRunner::Followed {
+  ListRecipe recipe;
+  AttentionRecipePtr prepared;
+
+  void prepare(Backend& backend, ListRecipe made) {
+    recipe = std::move(made);
+    prepared = backend.prepare_recipe(recipe);
+  }
 };
 
 struct AttentionRunner::Decision {
@@ -35,8 +43,7 @@ struct AttentionRunner::Decision {
 
 struct AttentionRunner::Probing {
   ProbeLayout layout;
-  ListRecipe recipe;
-  AttentionRecipePtr prepared;
+  Followed lists;
 };
 
 AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers)
@@ -101,7 +108,7 @@ double AttentionRunner::dense(AttentionArgs& args, int scale) {
 }
 
 double AttentionRunner::csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale) {
-  Static& known = static_[{&method, scale}];
+  Static& known = csla_[{&method, scale}];
   if (!known.prepared) {
     known.tiles = csla_tiles(schedule_[scale], method);
     known.lists = csla_lists(schedule_, scale, method, known.tiles);
@@ -115,10 +122,7 @@ double AttentionRunner::csla(const CslaAttention& method, int layer, AttentionAr
 
 void AttentionRunner::show(int layer, int scale, const ListRecipe& recipe, const Tensor& choice) const {
   if (!observer_) return;
-  const Tensor there = backend_.download(choice);
-  observer_(layer, scale, recipe.tiles,
-            follow(recipe, there.data<std::int32_t>(), static_cast<int>(there.dim(0)), static_cast<int>(there.dim(1)),
-                   static_cast<int>(there.dim(2))));
+  observer_(layer, scale, recipe.tiles, follow(recipe, backend_.download(choice)));
 }
 
 void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice) {
@@ -135,15 +139,13 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
                 fmt::format("plan {}: layer {} carries keys at scale {}, but did not decide at scale {}", plan_.name,
                             layer, scale, method.decision_scale));
   decision->keep(args.q.dim(0), args.q.dim(1));
-  Static& known = static_[{&method, scale}];
-  if (!known.prepared_recipe) {
-    const int groups = static_cast<int>(decision->choice.dim(1));
-    known.recipe = carry_recipe(method, schedule_, scale, group_tiles(schedule_[scale], method.group), groups,
-                                static_cast<int>(decision->choice.dim(2)));
-    known.prepared_recipe = backend_.prepare_recipe(known.recipe);
-  }
+  Followed& known = cs4a_[{&method, scale}];
+  if (!known.prepared)
+    known.prepare(backend_,
+                  carry_recipe(method, schedule_, scale, group_tiles(schedule_[scale], method.group),
+                               static_cast<int>(decision->choice.dim(1)), static_cast<int>(decision->choice.dim(2))));
   show(layer, scale, known.recipe, decision->choice);
-  attend(args, scale, known.prepared_recipe, decision->choice);
+  attend(args, scale, known.prepared, decision->choice);
   if (decision->cache.defined())
     backend_.add_resized(args.out, decision->cache, schedule_[method.decision_scale], schedule_[scale]);
   return 0;  // counted on the device
@@ -151,31 +153,31 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
 
 double AttentionRunner::decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale) {
   if (scale < method.decision_scale) return dense(args, scale);
-  Static& known = static_[{&method, scale}];
+  Followed& known = cs4a_[{&method, scale}];
   const std::vector<int> counts = counts_to_choose(method, schedule_);
-  if (!known.prepared_recipe) {
-    known.tiles = group_tiles(schedule_[scale], method.group);
-    known.recipe = {.tiles = known.tiles,
-                    .keys = keys_[scale],
-                    .chosen = counts.front(),
-                    .group_of = std::vector<std::int32_t>(known.tiles.count()),
-                    .map = {},
-                    .fixed = {}};
-    std::iota(known.recipe.group_of.begin(), known.recipe.group_of.end(), 0);
-    known.prepared_recipe = backend_.prepare_recipe(known.recipe);
+  if (!known.prepared) {
+    const QueryTiles tiles = group_tiles(schedule_[scale], method.group);
+    std::vector<std::int32_t> own_group(tiles.count());
+    std::iota(own_group.begin(), own_group.end(), 0);
+    known.prepare(backend_, {.tiles = tiles,
+                             .keys = keys_[scale],
+                             .chosen = counts.front(),
+                             .group_of = std::move(own_group),
+                             .map = {},
+                             .fixed = {}});
   }
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
   dense(args, scale);
   auto decision = std::make_unique<Decision>();
   {
-    const Tensor sums = backend_.column_sums(args, known.tiles, keys_[scale]);
+    const Tensor sums = backend_.column_sums(args, known.recipe.tiles, keys_[scale]);
     args.statistics = Tensor();
     decision->choice = backend_.select_keys(sums, counts);
   }
   if (method.residual) {
     AttentionArgs sparse = args;
     sparse.out = backend_.empty(args.out.dtype(), args.out.shape());
-    attend(sparse, scale, known.prepared_recipe, decision->choice);
+    attend(sparse, scale, known.prepared, decision->choice);
     decision->cache = backend_.subtract(args.out, sparse.out, backend_.product_type());
   }
   decisions_[layer] = std::move(decision);
@@ -185,10 +187,9 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
 double AttentionRunner::probe(const ProbeAttention& method, int layer, AttentionArgs& args, int scale) {
   const Grid grid = schedule_[scale];
   Probing& known = probing_[{&method, scale}];
-  if (!known.prepared) {
+  if (!known.lists.prepared) {
     known.layout = probe_layout(grid, method);
-    known.recipe = probe_recipe(schedule_, scale, method, known.layout);
-    known.prepared = backend_.prepare_recipe(known.recipe);
+    known.lists.prepare(backend_, probe_recipe(schedule_, scale, method, known.layout));
   }
   // The probes see all keys.
   const std::vector<std::int32_t>& probes = known.layout.probe_rows;
@@ -201,10 +202,10 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   Tensor choice;
   {
     const Tensor sums = backend_.column_sums(dense_args, known.layout.choosers, keys_[scale]);
-    choice = backend_.select_keys(sums, {known.recipe.chosen});
+    choice = backend_.select_keys(sums, {known.lists.recipe.chosen});
   }
-  show(layer, scale, known.recipe, choice);
-  attend(args, scale, known.prepared, choice);
+  show(layer, scale, known.lists.recipe, choice);
+  attend(args, scale, known.lists.prepared, choice);
   if (method.residual) {
     const Tensor residual =
         backend_.subtract(dense_args.out, backend_.gather_rows(args.out, probes), backend_.product_type());

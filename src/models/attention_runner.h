@@ -40,6 +40,7 @@ class AttentionRunner {
  private:
   struct Static;    // tiles and lists that depend on the schedule only
   struct Decision;  // what a layer keeps of its CS4A decision scale
+  struct Followed;  // a recipe for lists, which depends on the schedule only
   struct Probing;   // the part of a probe plan that depends on the schedule only
   double dense(AttentionArgs& args, int scale);
   /// Every tile attends to its list made of the choice; the pairs are counted on the device.
@@ -60,7 +61,8 @@ class AttentionRunner {
   std::vector<double> pairs_, seconds_;
   Tensor counted_;                 // I64 [scales]: pairs of lists that are made as they run, all layers together
   std::vector<std::int64_t> all_;  // queries x keys x heads of such a scale
-  std::map<std::pair<const void*, int>, Static> static_;  // by method and scale
+  std::map<std::pair<const void*, int>, Static> csla_;  // by method and scale, as those below
+  std::map<std::pair<const void*, int>, Followed> cs4a_;
   std::map<std::pair<const void*, int>, Probing> probing_;
   std::vector<std::unique_ptr<Decision>> decisions_;  // per layer
 };

@@ -6,17 +6,13 @@
 #include <cmath>
 #include <random>
 
+#include "image/random_image.h"
 #include "sparvar/error.h"
 
 namespace sparvar {
 namespace {
 
-Image random_image(int width, int height, unsigned seed) {
-  std::mt19937 generator(seed);
-  Image image{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(width * height) * 3)};
-  for (auto& value : image.rgb) value = static_cast<std::uint8_t>(generator() >> 9);
-  return image;
-}
+using testing::random_image;
 
 /// What the blur takes away at one place: the whole two-dimensional window, edges mirrored step by step.
 double detail(const Image& image, int x, int y, int c) {

@@ -8,12 +8,15 @@
 #include <memory>
 #include <random>
 
+#include "image/random_image.h"
 #include "sparvar/error.h"
 #include "sparvar/image.h"
 #include "temp_folder.h"
 
 namespace sparvar {
 namespace {
+
+using testing::random_image;
 
 using testing::TempFolder;
 using Bytes = std::vector<std::uint8_t>;
@@ -23,10 +26,6 @@ Bytes random_bytes(std::size_t count, unsigned seed) {
   Bytes bytes(count);
   for (auto& byte : bytes) byte = static_cast<std::uint8_t>(generator() >> 7);
   return bytes;
-}
-
-Image random_image(int width, int height, unsigned seed) {
-  return {width, height, random_bytes(static_cast<std::size_t>(width) * static_cast<std::size_t>(height) * 3, seed)};
 }
 
 Bytes contents(const std::string& path) {

@@ -7,6 +7,7 @@
 #include <random>
 #include <sstream>
 
+#include "image/random_image.h"
 #include "sparvar/error.h"
 #include "sparvar/image.h"
 #include "support.h"
@@ -14,12 +15,7 @@
 namespace sparvar {
 namespace {
 
-Image random_image(int width, int height, unsigned seed) {
-  std::mt19937 generator(seed);
-  Image image{width, height, std::vector<std::uint8_t>(static_cast<std::size_t>(width * height) * 3)};
-  for (auto& value : image.rgb) value = static_cast<std::uint8_t>(generator() >> 9);
-  return image;
-}
+using testing::random_image;
 
 Image noisy(Image image, int amount, unsigned seed) {
   std::mt19937 generator(seed);

@@ -185,8 +185,7 @@ void CpuBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, c
     throw Error(ErrorKind::usage,
                 fmt::format("a choice of keys {} does not fit lists of {} of {} keys in a cache {}",
                             to_string(choice.shape()), own.chosen, own.keys, to_string(args.k.shape())));
-  const KeyLists lists = follow(own, choice.data<std::int32_t>(), static_cast<int>(choice.dim(0)),
-                                static_cast<int>(choice.dim(1)), static_cast<int>(choice.dim(2)));
+  const KeyLists lists = follow(own, choice);
   if (pairs.defined())
     for (int list = 0; list < lists.lists; ++list)
       for (int tile = 0; tile < lists.tiles; ++tile)

@@ -1,6 +1,10 @@
-#include "device_flag.h"
+#include "common_flags.h"
 
 #include <fmt/format.h>
+
+#include <limits>
+
+#include "flags.h"
 
 namespace sparvar::cli {
 namespace {
@@ -31,6 +35,22 @@ void add_weights(CLI::App& command, PipelineOptions& options) {
           "--weights", [&options](const std::string& name) { options.weights = parse_weights(name); },
           "Of the transformer's blocks: bf16, as --dtype says, or fp8: half the memory, on Hopper GPUs (bf16)")
       ->type_name("bf16|fp8");
+}
+
+void add_engine(CLI::App& command, PipelineOptions& options) {
+  add_number(command, "--threads", options.threads, Range<int>{1, 1024}, "Threads (all cores)");
+  command.add_option("--model", options.model_dir, "Folder of the model (the bundled one)")->type_name("DIR");
+}
+
+void add_guidance(CLI::App& command, GenerateOptions& options) {
+  add_number_list(command, "--cfg", options.cfg, {0.0F, 10000.0F},
+                  "Guidance, one value or one per scale; 1: none (the model's)");
+  add_number_list(command, "--tau", options.tau, {1e-4F, 10000.0F},
+                  "Temperature, one value or one per scale (the model's)");
+}
+
+void add_seed(CLI::App& command, std::uint64_t& seed, const std::string& help) {
+  add_number(command, "--seed", seed, Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()}, help);
 }
 
 WeightFormat parse_weights(const std::string& name) {

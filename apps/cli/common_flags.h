@@ -1,4 +1,4 @@
-// The flags that say what to compute on and in.
+// The flags that many commands share: what to compute on and in, which model, how it draws.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -14,6 +14,11 @@ constexpr const char* kDeviceHelp =
 void add_device(CLI::App& command, PipelineOptions& options);
 void add_precision(CLI::App& command, PipelineOptions& options);
 void add_weights(CLI::App& command, PipelineOptions& options);
+/// --threads and --model.
+void add_engine(CLI::App& command, PipelineOptions& options);
+/// --cfg and --tau.
+void add_guidance(CLI::App& command, GenerateOptions& options);
+void add_seed(CLI::App& command, std::uint64_t& seed, const std::string& help);
 
 /// bf16 (as --dtype says) or fp8; throws CLI::ValidationError.
 WeightFormat parse_weights(const std::string& name);
