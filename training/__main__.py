@@ -68,12 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_stages(arguments: argparse.Namespace) -> None:
     """The stages that train, render or evaluate."""
+    from .checkpoint import Folders
     from .config import preset
     from .data import read_drawings
     from .render import render
     from .run import Run, run_all
     from .tokens import train_tokenizer
-    from .train_vae import Folders
 
     if arguments.budget <= 0:
         raise TrainingError(f"--budget {arguments.budget:g}: must be above 0", 2)

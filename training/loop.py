@@ -13,7 +13,7 @@ import torch.nn as nn
 
 from .config import Preset
 from .errors import TrainingError
-from .files import Tensors, write_bytes, write_json
+from .files import Tensors, write_json
 
 # A step that takes longer has compiled something; only so much of it counts as training. One step in ten waits for the
 # other nine.
@@ -176,22 +176,3 @@ def set_up_device(name: str) -> torch.device:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     return torch.device(name)
-
-
-def save_full(path: Path, value: dict[str, object]) -> None:
-    """A checkpoint with everything (weights, average, optimizer): for the disk of one machine."""
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    write_bytes(path, buffer.getvalue())
-
-
-def load_full(path: Path, device: torch.device) -> dict:
-    """What `save_full` wrote."""
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise TrainingError(
-            f"{path}: cannot be read: {error}; remove it to go on from the compact checkpoint"
-        ) from error

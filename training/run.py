@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .checkpoint import Folders
 from .config import Preset
 from .data import Drawing, read_drawings, read_list
 from .errors import TrainingError
@@ -16,7 +17,7 @@ from .progress import Log
 from .render import PictureStore, render
 from .tokens import Tokenizer
 from .train_transformer import TextToBits, TransformerTraining, encode_pictures, train_phase
-from .train_vae import Folders, load_vae, train_vae
+from .train_vae import load_vae, train_vae
 
 # Seconds that a stage needs before and after its training: compiling, saving, samples.
 START_SECONDS = {"cuda": 60.0, "cpu": 1.0}

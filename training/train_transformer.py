@@ -8,10 +8,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoint import Folders, resume, save
 from .config import Phase, Preset
 from .errors import TrainingError
-from .files import Tensors, load_shards, save_shards
-from .loop import Clock, Ema, SaveTimer, State, StepTimer, compile_parts, cosine, eager, load_full, save_full
+from .files import load_shards
+from .loop import Clock, SaveTimer, State, StepTimer, compile_parts, cosine, eager
 from .progress import Log
 from .quantise import Pyramid
 from .render import PictureStore
@@ -19,7 +20,6 @@ from .sampling import Settings, walk
 from .sheets import write_sheet
 from .text_encoder import PAD, T5Encoder
 from .tokens import Tokenizer, caption_table
-from .train_vae import Folders
 from .transformer import Infinity, Layout
 from .vae import BsqVae
 
@@ -133,8 +133,7 @@ class TransformerTraining:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, preset), lr=1e-3, betas=(0.9, 0.95), fused=device.type == "cuda"
         )
-        self.ema = Ema(self.model, 0.9995)
-        self._load()
+        self.ema = resume(folders, "ar", self.model, self.optimizer, 0.9995, 20_000, device)
         self.compiled: list[nn.Module] = list(self.model.transformer.all_blocks())
         if device.type == "cuda":
             compile_parts(self.compiled)
@@ -144,19 +143,6 @@ class TransformerTraining:
         self._probability = store.training_weights(held_out)
         self._rng = np.random.default_rng(1000 + state.runs)
         self._layouts: dict[int, tuple[Layout, Tensor]] = {}
-
-    def _load(self) -> None:
-        full = self.folders.work / "ar.pt"
-        compact: Tensors = load_shards(self.folders.resume, "ar") if self.folders.resume else {}
-        if full.exists():
-            value = load_full(full, self.device)
-            self.model.load_state_dict(value["weights"])
-            self.optimizer.load_state_dict(value["optimizer"])
-            self.ema.tensors = value["average"]
-            self.ema.steps = value["average_steps"]
-        elif compact:
-            self.model.load_state_dict(compact)
-            self.ema = Ema(self.model, 0.9995, steps=20_000)
 
     def _layout(self, scales: int) -> tuple[Layout, Tensor]:
         if scales not in self._layouts:
@@ -200,16 +186,7 @@ class TransformerTraining:
 
     def save(self) -> None:
         """Everything into the work folder, the average as bf16 into the output folder."""
-        value = {
-            "weights": self.model.state_dict(),
-            "average": self.ema.tensors,
-            "average_steps": self.ema.steps,
-            "optimizer": self.optimizer.state_dict(),
-        }
-        save_full(self.folders.work / "ar.pt", value)
-        for folder in (self.folders.work, self.folders.out):
-            save_shards(folder, "ar", self.ema.tensors)
-            self.state.save(folder)
+        save(self.folders, "ar", self.model, self.optimizer, self.ema, self.state)
 
     def write_samples(self, name: str, scales: int) -> None:
         """A sheet of the same prompts as ever, drawn by the average."""

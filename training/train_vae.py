@@ -1,6 +1,5 @@
 """Trains the BSQ-VAE: whole pictures, all scales, some pictures with the last scales left out."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoint import Folders, resume, save
 from .config import Preset
 from .errors import TrainingError
-from .files import load_shards, save_shards
-from .loop import Clock, Ema, SaveTimer, State, StepTimer, compile_parts, cosine, eager, load_full, save_full
+from .files import load_shards
+from .loop import Clock, SaveTimer, State, StepTimer, compile_parts, cosine, eager
 from .progress import Log
 from .quantise import Pyramid
 from .render import PictureStore
@@ -21,15 +21,6 @@ from .vae import BsqVae, psnr, reconstruction_loss, straight_through
 COMMITMENT = 0.5
 # How many of the last scales a picture is decoded without, and how often.
 DROPPED = {0: 0.62, 1: 0.10, 2: 0.18, 3: 0.04, 4: 0.02, 5: 0.02, 6: 0.02}
-
-
-@dataclass
-class Folders:
-    """Where a run keeps things: `work` on this machine, `out` for the way home, `resume` what came from there."""
-
-    work: Path
-    out: Path
-    resume: Path | None
 
 
 def load_vae(preset: Preset, folder: Path, device: torch.device) -> BsqVae:
@@ -76,18 +67,7 @@ class VaeTraining:
         self.optimizer = torch.optim.AdamW(
             self.vae.parameters(), lr=preset.vae_lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=device.type == "cuda"
         )
-        full = folders.work / "vae.pt"
-        compact = load_shards(folders.resume, "vae") if folders.resume else {}
-        self.ema = Ema(self.vae, 0.999)
-        if full.exists():
-            value = load_full(full, device)
-            self.vae.load_state_dict(value["weights"])
-            self.optimizer.load_state_dict(value["optimizer"])
-            self.ema.tensors = value["average"]
-            self.ema.steps = value["average_steps"]
-        elif compact:
-            self.vae.load_state_dict(compact)
-            self.ema = Ema(self.vae, 0.999, steps=10_000)
+        self.ema = resume(folders, "vae", self.vae, self.optimizer, 0.999, 10_000, device)
         if device.type == "cuda":
             compile_parts(list(self.vae.res_blocks()))
 
@@ -110,16 +90,7 @@ class VaeTraining:
 
     def save(self) -> None:
         """Everything into the work folder, the average as bf16 into the output folder."""
-        value = {
-            "weights": self.vae.state_dict(),
-            "average": self.ema.tensors,
-            "average_steps": self.ema.steps,
-            "optimizer": self.optimizer.state_dict(),
-        }
-        save_full(self.folders.work / "vae.pt", value)
-        for folder in (self.folders.work, self.folders.out):
-            save_shards(folder, "vae", self.ema.tensors)
-            self.state.save(folder)
+        save(self.folders, "vae", self.vae, self.optimizer, self.ema, self.state)
 
 
 def train_vae(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from training.attention_report import window_mask
+from training.checkpoint import Folders
 from training.config import EMOJI, TINY, preset
 from training.data import caption, clean_name, make_lists, read_drawings, read_list
 from training.errors import TrainingError
@@ -25,7 +26,7 @@ from training.sampling import Settings, draw_bits, walk
 from training.text_encoder import T5Encoder, relative_buckets
 from training.tokens import Tokenizer, caption_table, train_tokenizer
 from training.train_transformer import TransformerTraining
-from training.train_vae import Folders, VaeTraining
+from training.train_vae import VaeTraining
 from training.transformer import Infinity
 from training.vae import BsqVae, straight_through
 
