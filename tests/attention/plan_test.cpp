@@ -31,6 +31,22 @@ TEST(Plan, PresetsSurviveJson) {
     }
 }
 
+TEST(Plan, TheShareOfTokensThatRunCanBeNamed) {
+  const AttentionPlan plan = AttentionPlan::preset("fastvar:0.4", 8, 13);
+  EXPECT_EQ(plan.pruning, (TokenPruning{10, {0.4}}));
+  EXPECT_EQ(plan.name, "fastvar:0.4");
+  EXPECT_FALSE(AttentionPlan::preset("fastvar:1", 8, 7).pruning);
+  for (const char* bad :
+       {"fastvar:", "fastvar:0", "fastvar:1.01", "fastvar:-0.5", "fastvar:0.4x", "fastvar:nan", "fastvar :0.4"})
+    EXPECT_THROW(AttentionPlan::preset(bad, 8, 13), Error) << bad;
+}
+
+TEST(Plan, WithoutTheCacheNothingElseDiffers) {
+  AttentionPlan plan = AttentionPlan::preset("cs4a", 8, 13);
+  std::get<Cs4aAttention>(plan.rules.at(0).method).residual = false;
+  EXPECT_EQ(AttentionPlan::preset("cs4a-nocache", 8, 13).rules, plan.rules);
+}
+
 TEST(Plan, PublishedSplitsTheLayers) {
   const AttentionPlan plan = AttentionPlan::preset("published", 40, 13);
   EXPECT_TRUE(std::holds_alternative<Cs4aAttention>(plan.method(10, 12)));

@@ -34,6 +34,7 @@ class Evaluate(CommandTest):
         printed = json.loads(self.ok(*self.arguments("--plans", plans, "-n", 2, "-o", self.report, "--json", "--quiet")).stdout)
         self.assertEqual(printed, self.read_report())
         self.assertTrue(printed["complete"])
+        self.assertEqual(printed["machine"]["backend"].startswith("cpu"), printed["machine"]["why_no_gpu"] != "", "auto asks for a GPU")
         self.assertEqual([case["index"] for case in printed["cases"]], [0, 1, 2, 3])
         mine, dense, short = printed["variants"]
         self.assertEqual(short["name"], "dense+skip2+uncond4")
@@ -94,6 +95,24 @@ class Evaluate(CommandTest):
         (self.report / "report.json").write_text("[1]")
         self.assertIn("not a report", run(*arguments).stderr.decode())
 
+    def test_pruning_at_the_pairs_of_a_plan(self):
+        plans = f"fastvar:0.4,fastvar={self.plan},fastvar={self.plan}+skip1,cs4a-nocache,{self.plan}"
+        # Pruned from scale 8 on where a model has nine scales or more: the bundled one, cut to nine.
+        config = json.loads((cli_test.MODEL / "config.json").read_text())
+        config["scales"] = config["scales"][:9]
+        self.small = self.model_copy("nine", config__json=json.dumps(config).encode())
+        printed = json.loads(self.ok(*self.arguments("--plans", plans, "-o", self.report, "--json", "--quiet")).stdout)
+        self.assertEqual((printed["machine"]["backend"][:3], printed["machine"]["why_no_gpu"]), ("cpu", ""), "where plans prune, the CPU is chosen")
+        given, fitted, short, nocache, mine = printed["variants"]
+        keeps = [variant["plan"]["pruning"]["keep"] for variant in printed["settings"]["variants"][:3]]
+        self.assertEqual(keeps[0], [0.4])
+        self.assertEqual(keeps[1], keeps[2])
+        self.assertEqual(fitted["name"], f"fastvar={self.plan} (keeps {keeps[1][0]:g})")
+        rule, = printed["settings"]["variants"][3]["plan"]["rules"]
+        self.assertEqual((rule["method"], rule["residual"]), ("cs4a", False))
+        self.assertLess(short["summary"]["share_of_pairs"], fitted["summary"]["share_of_pairs"])
+        self.assertLess(given["summary"]["psnr"]["mean"], 100)
+
     def test_bad_input(self):
         out = self.out / "report"
         for arguments, code, *words in [
@@ -104,6 +123,11 @@ class Evaluate(CommandTest):
             (["--prompts", self.plan, "--plans", "csla+skip3", "-o", out], 2, "0 to 2", "3"),
             (["--prompts", self.plan, "--plans", "csla+skp1", "-o", out], 2, "PLAN+skipN"),
             (["--prompts", self.plan, "--plans", "+skip1", "-o", out], 2, "no plan"),
+            (["--prompts", self.plan, "--plans", "fastvar=", "-o", out], 2, "no plan behind ="),
+            (["--prompts", self.plan, "--plans", "fastvar=prob", "-o", out], 2, "did you mean probe?"),
+            (["--prompts", self.plan, "--plans", "fastvar=none.json", "-o", out], 1, "none.json"),
+            (["--prompts", self.plan, "--plans", "fastvar:1.5", "-o", out], 2, "fastvar:1.5", "at most 1"),
+            (["--prompts", self.plan, "--plans", "csla,fastvar:0.5", "--device", "cuda", "-o", out], 2, "fastvar:0.5", "--device cpu"),
             (["--prompts", self.plan, "--plans", "csla,csla", "-o", out], 2, "twice"),
             (["--prompts", self.dir / "none", "--plans", "csla", "-o", out], 1, "none"),
             (["--prompts", self.plan, "--plans", "none.json", "-o", out], 1, "none.json"),
