@@ -118,7 +118,10 @@ std::string json_report(const Settings& settings, const ModelInfo& model, const 
 
 ImageMetadata metadata(const Settings& settings, const Comparison& comparison) {
   Json plans = Json::array();
-  for (const Drawn& drawn : comparison.plans) plans.push_back(Json::parse(drawn.plan.to_json()));
+  for (const Drawn& drawn : comparison.plans) {
+    plans.push_back(Json::parse(drawn.plan.to_json()));
+    plans.back().erase("note");
+  }
   return {{"Software", "sparvar " SPARVAR_VERSION},
           {"prompt", settings.prompts.front()},
           {"seed", std::to_string(settings.compare.generate.seed)},

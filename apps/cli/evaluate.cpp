@@ -38,11 +38,14 @@ struct Settings {
 /// All that figures depend on: a run with the same goes on where another stopped.
 Json settings_json(const Settings& settings, const ModelInfo& model, const std::vector<Variant>& variants) {
   Json plans = Json::array();
-  for (const Variant& variant : variants)
+  for (const Variant& variant : variants) {
+    Json plan = Json::parse(variant.plan.to_json());
+    plan.erase("note");
     plans.push_back({{"name", variant.name},
                      {"skip_scales", variant.skip_scales},
                      {"uncond_until", variant.uncond_until},
-                     {"plan", Json::parse(variant.plan.to_json())}});
+                     {"plan", std::move(plan)}});
+  }
   const GenerateOptions& generate = settings.generate;
   return {{"prompts", generate.prompts},
           {"pictures_per_prompt", generate.pictures_per_prompt},

@@ -92,6 +92,7 @@ struct AttentionPlan {
   std::string name = "dense";
   std::vector<AttentionRule> rules;
   std::optional<TokenPruning> pruning{};
+  std::vector<std::string> note{};  // lines for whoever reads the plan; they change nothing
 
   const AttentionMethod& method(int layer, int scale) const;
   /// Of the tokens of a scale, those that run.

@@ -80,13 +80,14 @@ double keep_for_pairs(const ScaleSchedule& schedule, int first_scale, double sha
       const int run = plan.tokens_run(k, grid);
       keys += run;
       all_keys += grid.tokens();
-      if (k < first_scale) continue;
+      if (k < first_counted_scale(schedule)) continue;
       computed += run * keys;
       all += grid.tokens() * all_keys;
     }
-    if (std::abs(computed / all - share) >= distance) break;  // pairs grow with the share that is kept
-    distance = std::abs(computed / all - share);
-    best = thousandths / 1000.0;
+    const double off = std::abs(computed / all - share);
+    if (off > distance) break;  // pairs grow with the share that is kept
+    if (off < distance) best = thousandths / 1000.0;
+    distance = off;
   }
   return best;
 }

@@ -64,7 +64,7 @@ int first_counted_scale(const ScaleSchedule& schedule);
 double pairs_computed(const GenerateResult& result, const GenerateResult& dense, int first_scale);
 
 /// The share of tokens, in thousandths, that has to run at every scale from `first_scale` on for pruned pictures to
-/// compute the nearest to `share` of dense attention's pairs there.
+/// compute the nearest to `share` of dense attention's pairs at the last three scales.
 double keep_for_pairs(const ScaleSchedule& schedule, int first_scale, double share);
 
 struct Spread {

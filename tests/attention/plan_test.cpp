@@ -47,6 +47,15 @@ TEST(Plan, WithoutTheCacheNothingElseDiffers) {
   EXPECT_EQ(AttentionPlan::preset("cs4a-nocache", 8, 13).rules, plan.rules);
 }
 
+TEST(Plan, ANoteIsKeptAndChangesNothing) {
+  const AttentionPlan plan = AttentionPlan::from_json(R"({"note": ["a", "b \u00e9"], "rules": []})", "here");
+  EXPECT_EQ(plan.note, (std::vector<std::string>{"a", "b \u00e9"}));
+  EXPECT_EQ(AttentionPlan::from_json(plan.to_json(), "again"), plan);
+  EXPECT_EQ(AttentionPlan{}.to_json().find("note"), std::string::npos);
+  for (const char* bad : {R"({"note": "a", "rules": []})", R"({"note": [1], "rules": []})"})
+    EXPECT_THROW(AttentionPlan::from_json(bad, "here"), Error) << bad;
+}
+
 TEST(Plan, PublishedSplitsTheLayers) {
   const AttentionPlan plan = AttentionPlan::preset("published", 40, 13);
   EXPECT_TRUE(std::holds_alternative<Cs4aAttention>(plan.method(10, 12)));

@@ -229,9 +229,36 @@ class Tune(CommandTest):
         dense, = [tried for tried in report["tried"] if set(tried["layers"]) == {"dense"}]
         self.assertEqual((dense["cost"], dense["tuning_psnr"]), (1, 100))
         self.assertLessEqual(report["chosen"]["cost"], 1)
+        # The frontier: all on the same held-out pictures, each with its plan, and in the note of the file.
+        frontier = report["frontier"]
+        self.assertEqual([entry["cost"] for entry in frontier], sorted(entry["cost"] for entry in frontier))
+        self.assertEqual({entry["held_out_pictures"] for entry in frontier}, {report["held_out_pictures"]})
+        chosen, = [entry for entry in frontier if entry["chosen"]]
+        self.assertEqual(chosen["plan"]["rules"], report["plan"]["rules"])
+        for entry in frontier:
+            self.assertLessEqual(entry["held_out_worst_psnr"], entry["held_out_psnr"])
+            self.assertTrue(any(entry["name"] in line and f"{entry['held_out_worst_psnr']:.2f}" in line for line in report["plan"]["note"]), entry)
         # What it says of the plan is what compare says of it.
         drawn = self.ok("generate", "red apple, 3d style", "--plan", plan, "--model", model, "-o", self.out / "a.png", "--json").stdout
         self.assertEqual(json.loads(drawn)["plan"], report["plan"])
+        self.assertNotIn("note", json.loads(read_png(self.out / "a.png")[3]["settings"])["plan"])
+
+    def test_counted_trials_make_the_same_plan_again(self):
+        model = self.small_model()
+        prompts = self.prompts("prompts.txt", "red apple, 3d style", "red heart, noto style", "rocket, noto style", "snowman, noto style")
+        found = []
+        for name in ("a.json", "b.json"):
+            found.append(json.loads(self.ok("tune", "--prompts", prompts, "--target-psnr", 24, "--trials", 60, "--model", model, "--threads", 1, "--dtype",
+                                            "f32", "-o", self.out / name, "--json", "--quiet").stdout))
+        first, second = found
+        self.assertEqual((first["cost"], first["budget"]), ("pairs", {"trials": 60}))
+        for result in found:
+            for entry in [result["chosen"], *result["frontier"], *result["tried"]]:
+                del entry["speed_up"]
+        self.assertEqual(first["plan"]["rules"], second["plan"]["rules"])
+        self.assertEqual(first["tried"], second["tried"])
+        self.assertEqual(first["frontier"], second["frontier"])
+        self.assertGreaterEqual(len(first["frontier"]), 3)
 
     def test_what_cannot_be_held_is_dense(self):
         model, plan = self.small_model(), self.out / "plan.json"
@@ -240,7 +267,7 @@ class Tune(CommandTest):
                        "--threads", 1, "-o", plan).stdout.decode()
         self.assertEqual(json.loads(plan.read_text())["rules"], [])
         self.assertIn("dense attention does", text)
-        self.assertIn("100.00 dB", text)
+        self.assertRegex(text, r"> 100\.0 % .* dense\n")
 
     def test_bad_input(self):
         two, one, plan = self.prompts("two.txt", "a", "b"), self.prompts("one.txt", "a"), self.out / "plan.json"
@@ -253,6 +280,8 @@ class Tune(CommandTest):
             (["--prompts", two, "--held-out", one, "-o", plan], 2, "'a' is in", "too"),
             (["--prompts", two, "-o", plan, "--target-psnr", "101"], 2, "1 to 100"),
             (["--prompts", two, "-o", plan, "--budget", "0"], 2, "--budget"),
+            (["--prompts", two, "-o", plan, "--budget", "9", "--trials", "9"], 2, "--trials", "--budget"),
+            (["--prompts", two, "-o", plan, "--cost", "money"], 2, "--cost", "money"),
         ]:
             with self.subTest(arguments):
                 self.assert_refused(run("tune", *arguments, "--quiet", cwd=self.out), code, *words)

@@ -92,6 +92,11 @@ TEST(KeepForPairs, ComputesTheShareThatIsAskedFor) {
     EXPECT_NEAR(computed / all, share, 0.002) << share;
   }
   EXPECT_EQ(keep_for_pairs(schedule, 2, 1), 1);
+  const double last = 1024.0 * (1 + 64 + 256 + 480 + 1024), all = last + 480.0 * 801 + 256.0 * 321;
+  EXPECT_NEAR(keep_for_pairs(schedule, 4, 1 - 0.75 * last / all), 0.39, 0.02) << "of the last three, two run dense";
+  const ScaleSchedule small = {{8, 8}, {10, 10}, {12, 12}};
+  EXPECT_NEAR(keep_for_pairs(small, 2, (64.0 * 64 + 100 * 164 + 72 * 236) / (64 * 64 + 100 * 164 + 144 * 308)), 0.5,
+              0.004);
   EXPECT_EQ(keep_for_pairs(schedule, 2, 1.3), 1) << "more than dense attention is not to be had";
 }
 
