@@ -160,6 +160,13 @@ class Analyze(CommandTest):
                 self.assertAlmostEqual(sum(own["weight"]), mass[-1], places=4)
             mean = sum(head["sinks"] for head in result["heads"]) / heads
             self.assertAlmostEqual(result["mean"]["sinks"], mean, places=4)
+            for i, value in enumerate(result["mean"]["similarity_by_key_scale"]):
+                of_heads = [head["similarity_by_key_scale"][i] for head in result["heads"] if head["similarity_by_key_scale"][i] is not None]
+                self.assertAlmostEqual(value, sum(of_heads) / len(of_heads), places=4) if of_heads else self.assertIsNone(value)
+        self.assertEqual([row["layer"] for row in report["layers"]], list(range(layers)))
+        for row in report["layers"]:
+            for name in ("sinks", "windows", "similarity"):
+                self.assertAlmostEqual(row[name], sum(r["mean"][name] for r in report["results"] if r["layer"] == row["layer"]) / 2, places=4)
         self.assertEqual(len(report["heat_maps"]), 2 * layers)
         width, height, _, texts = read_png(self.out / "layer-00-scale-06.png")
         self.assertGreater(height, heads * 16)
@@ -167,6 +174,9 @@ class Analyze(CommandTest):
         text = self.ok(*arguments).stdout.decode()
         self.assertIn("scale 6 (16x16), means over heads", text)
         self.assertIn(f"{100 * report['results'][0]['mean']['sinks']:.1f} %", text)
+        last = text.split("scales 5, 6, means over scales and heads\n")[1].splitlines()[layers]
+        self.assertEqual(last.split()[:5:2], [str(layers - 1), "%", "%"])
+        self.assertEqual(last.split()[-1], f"{report['layers'][-1]['similarity']:.3f}")
 
     def test_bad_input(self):
         prompts = self.dir / "prompts.txt"
