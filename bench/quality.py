@@ -34,7 +34,7 @@ def arguments_of(argv):
     parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts; the table is printed")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--device", default="cpu", help="of the program (cpu: FastVAR runs nowhere else)")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="of the CPU (all cores)")
     parser.add_argument("--dtype", default="bf16", choices=["bf16", "f32"])
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "benchmarks.md")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "bench", help="where results are kept")
@@ -66,7 +66,8 @@ class Program:
 
     def evaluate(self, prompts, plans, folder):
         o = self.options
-        return self.json("evaluate", *self.model, "--device", o.device, "--threads", o.threads, "--dtype", o.dtype, "--prompts", prompts,
+        threads = ["--threads", o.threads] if o.threads else []
+        return self.json("evaluate", *self.model, *threads, "--device", o.device, "--dtype", o.dtype, "--prompts", prompts,
                          "--seed", o.seed, "--plans", ",".join(plans), "-o", folder, "--json")
 
 
