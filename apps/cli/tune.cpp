@@ -125,11 +125,10 @@ class Judge {
   int first_scale_ = 0;
 };
 
-std::string searched_text(const Settings& settings, const Split& split) {
-  const int each = settings.generate.pictures_per_prompt;
+std::string searched_text(const Settings& settings, const TuneResult& result) {
   return fmt::format(
-      "searched on {} pictures of {}, judged on others of {}; seed {}, search seed {}, {} {}, {}", split.tuning * each,
-      std::filesystem::path(settings.prompts).filename().string(),
+      "searched on the first {} pictures of {}, judged on others of {}; seed {}, search seed {}, {} {}, {}",
+      result.tuning_cases, std::filesystem::path(settings.prompts).filename().string(),
       std::filesystem::path(settings.held_out.empty() ? settings.prompts : settings.held_out).filename().string(),
       settings.generate.seed, settings.search_seed, settings.trials > 0 ? "trials" : "budget in seconds",
       settings.trials > 0 ? fmt::format("{}", settings.trials) : fmt::format("{:g}", settings.budget),
@@ -146,6 +145,7 @@ Json json_report(const Settings& settings, const Split& split, const Tuning& tun
               {"search_seed", settings.search_seed},
               {"tuning_prompts", std::vector<std::string>(split.prompts.begin(), split.prompts.begin() + split.tuning)},
               {"held_out_prompts", std::vector<std::string>(split.prompts.begin() + split.tuning, split.prompts.end())},
+              {"tuning_pictures", tuning.result.tuning_cases},
               {"held_out_pictures", tuning.result.held_out_cases},
               {"cut_short", tuning.result.out_of_time}};
   add_to_json(out, tuning);
@@ -200,7 +200,7 @@ void run(Settings& settings) {
                       .model = model,
                       .target = settings.target,
                       .cost = timed ? problem.cost : TuneCost::pairs,
-                      .searched = searched_text(settings, split),
+                      .searched = searched_text(settings, result),
                       .output = settings.output};
   const std::string text = chosen_plan(tuning).to_json() + "\n";
   write_file_atomically(settings.output, {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});

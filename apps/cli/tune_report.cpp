@@ -99,9 +99,9 @@ AttentionPlan chosen_plan(const Tuning& tuning) {
 
 std::string text_report(const Tuning& tuning) {
   const TuneResult& result = tuning.result;
-  std::string out = fmt::format("{} plans tried; the frontier, of {} held-out pictures{}\n\n", result.tried.size(),
-                                result.held_out_cases,
-                                result.out_of_time ? " (the budget ended before the first round of the search)" : "");
+  std::string out = fmt::format(
+      "{} plans tried; the frontier, of {} held-out pictures{}\n\n", result.tried.size(), result.held_out_cases,
+      result.out_of_time ? " (the budget was too small to compare all plans it began with)" : "");
   for (const std::string& line : frontier_lines(result)) out += line + "\n";
   out += fmt::format("\n{}\n", legend(tuning));
   if (chosen_plan(tuning).rules.empty())

@@ -16,17 +16,15 @@ constexpr int kDense = 0;  // option 0 of every table, and plan 0
 constexpr double kHalvingUntil = 0.3, kSteppingUntil = 0.5, kRefiningUntil = 0.65, kCompletingUntil = 0.7;
 constexpr int kSmallestPool = 8, kLargestPool = 64;
 constexpr std::size_t kSurvivors = 4;  // of the halving
-constexpr int kMostTuningCases = 8;
+constexpr double kTrialsPerCase = 80;  // of the budget, for each case that finalists are measured on
+constexpr int kFewestTuningCases = 6, kMostTuningCases = 24;
 constexpr int kWantedHeldOutCases = 8;
 constexpr int kFewestJudged = 4, kMostJudged = 16;
 
 class Tuner {
  public:
   explicit Tuner(const TuneProblem& problem)
-      : problem_(problem),
-        board_(problem.scales, problem.cost),
-        random_(problem.seed),
-        cases_(std::min(problem.tuning_cases, kMostTuningCases)) {}
+      : problem_(problem), board_(problem.scales, problem.cost), random_(problem.seed) {}
 
   TuneResult run();
 
@@ -47,6 +45,7 @@ class Tuner {
   bool measure(int index, int cases, double until);
   bool measure_while_promising(int index, double until);
 
+  void choose_cases();
   std::vector<int> make_pool();
   void halve(std::vector<int> alive);
   std::vector<Assignment> steps_from(int index);
@@ -62,7 +61,7 @@ class Tuner {
   const TuneProblem& problem_;
   TuneBoard board_;
   std::mt19937_64 random_;
-  int cases_;  // tuning cases that finalists are measured on
+  int cases_ = 1;  // tuning cases that finalists are measured on
   int held_out_cases_ = 0;
   bool out_of_time_ = false;
   std::string stage_;
@@ -98,9 +97,18 @@ void Tuner::sort_by_distance(std::vector<int>& plans) const {
   });
 }
 
+/// The more the budget carries, the more pictures stand for all.
+void Tuner::choose_cases() {
+  const double wanted = problem_.budget / (kTrialsPerCase * std::max(trial_cost_, 1e-3));
+  cases_ = std::min(problem_.tuning_cases,
+                    static_cast<int>(std::clamp<double>(wanted, kFewestTuningCases, kMostTuningCases)));
+}
+
 /// As many plans as the budget carries: options everywhere, and splits of two of them.
 std::vector<int> Tuner::make_pool() {
-  const double affordable = kHalvingUntil * problem_.budget / (2.5 * std::max(trial_cost_, 1e-3));
+  const double trials = kHalvingUntil * problem_.budget / std::max(trial_cost_, 1e-3);
+  const double affordable =
+      (trials - static_cast<double>(kSurvivors + 1) * cases_) / 2.5;  // survivors, dense: all cases
   const int size = static_cast<int>(std::clamp<double>(affordable, kSmallestPool, kLargestPool));
   const int splits = problem_.layers > 1 ? size / 4 : 0;
   std::vector<int> pool;
@@ -319,6 +327,7 @@ void Tuner::hold_out(const std::vector<int>& judged) {
 TuneResult Tuner::result(const std::vector<int>& judged) {
   TuneResult out;
   out.options = board_.options;
+  out.tuning_cases = cases_;
   out.held_out_cases = held_out_cases_;
   out.out_of_time = out_of_time_;
   out.dense_cost = board_.at(kDense).cost;
@@ -347,6 +356,7 @@ TuneResult Tuner::run() {
   board_.add(Assignment(static_cast<std::size_t>(problem_.layers), kDense));
   tell("dense");
   measure(kDense, 1, 1);
+  choose_cases();
   halve(make_pool());
   step_around();
   refine_all();

@@ -31,9 +31,10 @@ struct TuneResult {
   std::vector<Tried> tried;          // by cost, the cheapest first
   std::vector<int> judged;           // the frontier of the search, by cost: those with figures of all held_out_cases
   int chosen = -1;                   // of `judged`, the cheapest that holds the target on the held-out cases
+  int tuning_cases = 0;              // the first ones, that finalists were measured on
   int held_out_cases = 0;            // that the budget allowed
   double dense_cost = 0;
-  bool out_of_time = false;  // before the pool was halved down: little was searched
+  bool out_of_time = false;  // before the pool was halved down: not all of it was compared
   AttentionPlan plan(const Tried& of, const std::string& name) const { return plan_of(name, options, of.layers); }
 };
 
