@@ -24,8 +24,8 @@ void run(const std::string& dir, const Settings& settings, Report& report) {
   if (model == "infinity") return run_infinity(dir, config, settings, report);
   if (model == "bsq-vae") return run_vae(dir, config, settings, report);
   if (model == "t5") return run_t5(dir, config, settings, report);
-  if (config.contains("decision_scale")) return run_cs4a(dir, config, report);
-  if (config.contains("win_size") && config.contains("cases")) return run_csla(dir, config, report);
+  if (config.contains("decision_scale")) return run_cs4a(dir, config, settings, report);
+  if (config.contains("win_size") && config.contains("cases")) return run_csla(dir, config, settings, report);
   if (bundled) return run_bundled(dir, config, settings, report);
   throw Error(
       ErrorKind::input,
