@@ -279,6 +279,8 @@ struct CudaOptions {
   bool planning = false;
   /// false: on Hopper too, attend to lists of keys with the kernel of sm_80, to test and compare it.
   bool hopper = true;
+  /// false: dense attention and convolutions by the own kernels at every size, to compare them.
+  bool cudnn = true;
 };
 /// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::string& why);
