@@ -26,6 +26,7 @@ struct Settings {
   std::string geometry, device = "auto";
   int batch = 2, heads = 4, dim = 128;
   bool own_dense = false;
+  std::vector<TokenOrder> orders = {{}};
   BenchGrid grid;
 };
 
@@ -35,6 +36,7 @@ struct Case {
   int scale = 0;
   Precision precision = Precision::bf16;
   int threads = 0;
+  TokenOrder order;
   bool own_dense = false;
 };
 
@@ -48,11 +50,13 @@ PipelineOptions options_of(const Settings& settings, Precision precision, int th
 
 std::string command_of(const Settings& settings, const Case& of) {
   return fmt::format(
-      "sparvar bench attention --device {} --attention {}{} --scale {} --dtype {} --threads {}{} --batch {} --heads {} "
-      "--dim {} -r {}",
-      settings.device, shell_word(of.plan), of.own_dense ? " --own-dense" : "", of.scale, name_of(of.precision),
-      of.threads, settings.geometry.empty() ? "" : " --geometry " + shell_word(settings.geometry), settings.batch,
-      settings.heads, settings.dim, settings.grid.repeat);
+      "sparvar bench attention --device {} --attention {}{} --token-order {} --scale {} --dtype {} --threads {}{} "
+      "--batch {} "
+      "--heads {} --dim {} -r {}",
+      settings.device, shell_word(of.plan), of.own_dense ? " --own-dense" : "", name_of(of.order), of.scale,
+      name_of(of.precision), of.threads,
+      settings.geometry.empty() ? "" : " --geometry " + shell_word(settings.geometry), settings.batch, settings.heads,
+      settings.dim, settings.grid.repeat);
 }
 
 /// Those of the geometry, or a square 1M picture.
@@ -71,6 +75,7 @@ nlohmann::ordered_json row_of(const Settings& settings, const Case& of, const At
                                 {"scale", of.scale},
                                 {"queries", time.queries},
                                 {"keys", time.keys},
+                                {"token_order", name_of(of.order)},
                                 {"dtype", name_of(of.precision)},
                                 {"threads", of.threads},
                                 {"ms", time.seconds * 1e3},
@@ -113,11 +118,13 @@ class AttentionBench {
     if (settings_.own_dense) own = open_device(options, false, false);
     const Ceilings ceilings = measure_ceilings(*device.backend);
     for (const int scale : settings_.scales)
-      for (const std::string& plan : settings_.plans) {
-        const Case of{plan, scale, precision, device.gpu ? 1 : threads, false};
-        add(*device.backend, of, ceilings);
-        if (own.backend && plan == "dense") add(*own.backend, {plan, scale, precision, of.threads, true}, ceilings);
-      }
+      for (const TokenOrder& order : settings_.orders)
+        for (const std::string& plan : settings_.plans) {
+          Case of{plan, scale, precision, device.gpu ? 1 : threads, order, false};
+          add(*device.backend, of, ceilings);
+          of.own_dense = own.backend != nullptr && plan == "dense";
+          if (of.own_dense) add(*own.backend, of, ceilings);
+        }
   }
   const BenchTable& table() const { return table_; }
 
@@ -126,10 +133,10 @@ class AttentionBench {
     tell(settings_.grid, command_of(settings_, of));
     const AttentionTime time = measure_attention(backend,
                                                  {schedule_, plan_of(of.plan, 1, static_cast<int>(schedule_.size())),
-                                                  of.scale, settings_.batch, settings_.heads, settings_.dim},
+                                                  of.scale, settings_.batch, settings_.heads, settings_.dim, of.order},
                                                  settings_.grid.repeat);
     nlohmann::ordered_json row = row_of(settings_, of, time, ceilings, backend.describe());
-    row["against_dense"] = against_dense(table_, row, {"scale", "dtype", "threads"}, "ms");
+    row["against_dense"] = against_dense(table_, row, {"scale", "token_order", "dtype", "threads"}, "ms");
     table_.add(std::move(row));
   }
 
@@ -176,6 +183,7 @@ void add_bench_attention(CLI::App& group, Action& chosen) {
   add_number(*command, "--dim", settings->dim, Range<int>{8, 256}, "Channels of a head (128)")->excludes(geometry);
   command->add_flag("--own-dense", settings->own_dense,
                     "On a GPU a further row: dense attention by the engine's own kernel, where it takes cuDNN's");
+  add_token_orders(*command, settings->orders);
   add_bench_grid(*command, settings->grid);
   command->callback([settings, &chosen] { chosen = [settings] { bench(*settings); }; });
 }

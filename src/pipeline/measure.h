@@ -22,6 +22,7 @@ struct MeasureOptions {
 /// What is drawn, as GenerateOptions has it.
 struct MeasuredRun {
   AttentionPlan plan;
+  TokenOrder order;
   int batch = 1;
   int skip_scales = 0;
   int uncond_until = -1;

@@ -145,7 +145,7 @@ AttentionTime measure_attention(Backend& backend, const AttentionCase& of, int r
   AttentionTime time;
   time.queries = of.schedule[of.scale].tokens();
   time.keys = keys.back();
-  AttentionRunner runner(backend, of.plan, of.schedule, 1);
+  AttentionRunner runner(backend, of.plan, of.schedule, 1, of.order);
   const AttentionMethod& method = of.plan.method(0, of.scale);
   const auto* cs4a = std::get_if<Cs4aAttention>(&method);
   if (cs4a != nullptr && cs4a->decision_scale < of.scale) {
@@ -172,7 +172,11 @@ AttentionTime measure_attention(Backend& backend, const AttentionCase& of, int r
     const QueryTiles tiles = row_tiles(time.queries, 64);
     lists = Lists{tiles, all_keys(tiles, time.keys)};
   }
-  if (lists && !decides) time.kernel = measure_kernel(backend, args, *lists, dense, time.keys, repeat);
+  if (lists && !decides) {
+    const KeyPlaces places(of.schedule, of.order);
+    const Lists placed{places.tiles(of.scale, lists->tiles), places.lists(lists->lists)};
+    time.kernel = measure_kernel(backend, args, placed, dense, time.keys, repeat);
+  }
   return time;
 }
 

@@ -27,6 +27,7 @@ struct AttentionCase {
   AttentionPlan plan;  // layer 0 of it
   int scale = 0;
   int batch = 2, heads = 4, dim = 128;
+  TokenOrder order{};
 };
 
 struct AttentionTime {

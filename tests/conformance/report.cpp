@@ -73,6 +73,7 @@ Settings Settings::reference() const {
   Settings other = *this;
   other.device = against;
   other.bf16 = against_bf16;
+  other.order = {};
   return other;
 }
 

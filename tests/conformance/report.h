@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/token_order.h"
 #include "backend/backend.h"
 #include "core/tensor.h"
 #include "sparvar/schedule.h"
@@ -23,6 +24,7 @@ struct Settings {
   bool against_bf16 = false;          // its compute type
   std::string attention = "dense";    // a preset or a JSON file, of `against`
   std::optional<double> most_margin;  // of `against`; where not given, 1e-3 in f32 and none in bf16
+  TokenOrder order;                   // of `device`; `against` has rows
   int scales = 0;                     // of `against`: the first ones only; 0: all
 
   DType compute() const { return bf16 ? DType::bf16 : DType::f32; }
