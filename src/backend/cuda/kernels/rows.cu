@@ -60,11 +60,11 @@ __global__ void __launch_bounds__(kThreads)
   using V = Some<T, kCount>;
   using C = Some<Cache, kCount>;
   const auto* const map =
-      reinterpret_cast<const C*>(cache) + std::int64_t{blockIdx.z} * from.grid.tokens() * vectors + i;
+      reinterpret_cast<const C*>(cache) + std::int64_t{blockIdx.z} * from.grid.h * from.grid.w * vectors + i;
   const auto at = [&](int up, int across) { return map[std::int64_t{from.place(up, across)} * vectors]; };
   const C a = at(y.low, x.low), b = at(y.low, x.high), c = at(y.high, x.low), d = at(y.high, x.high);
-  V* const target =
-      reinterpret_cast<V*>(out) + (std::int64_t{blockIdx.z} * to.grid.tokens() + to.place(row, column)) * vectors + i;
+  V* const target = reinterpret_cast<V*>(out) +
+                    (std::int64_t{blockIdx.z} * to.grid.h * to.grid.w + to.place(row, column)) * vectors + i;
   V sum = *target;
 #pragma unroll
   for (int j = 0; j < kCount; ++j)
