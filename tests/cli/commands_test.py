@@ -283,6 +283,22 @@ class Bench(CommandTest):
         self.assertGreater(report["parameters"], 1_000_000)
         self.assertIn("random parameters", self.ok(*arguments).stdout.decode())
 
+    def test_orders_of_tokens(self):
+        config = json.loads((cli_test.MODEL / "config.json").read_text())
+        config["scales"] = config["scales"][:4]
+        (self.dir / "tiny.json").write_text(json.dumps(config))
+        rows = json.loads(self.ok("bench", "model", "--geometry", self.dir / "tiny.json", "--random-weights", "-r", 1, "--device", "cpu",
+                                  "--quiet", "--token-order", "rows,2x3", "--json").stdout)["rows"]
+        self.assertEqual([r["token_order"] for r in rows], ["rows", "2x3"])
+        self.assertNotIn("--token-order", rows[0]["command"])
+        again = json.loads(self.ok(*shlex.split(rows[1]["command"])[1:], "--json", "--quiet").stdout)
+        self.assertEqual(again["token_order"], "2x3")
+        rows = json.loads(self.ok("bench", "attention", "--device", "cpu", "--attention", "csla,probe", "--token-order", "rows,8x16", "--scale", 11,
+                                  "--heads", 1, "--dim", 16, "-r", 1, "--quiet", "--json").stdout)["rows"]
+        self.assertEqual([(r["token_order"], r["attention"]) for r in rows], [(o, a) for o in ("rows", "8x16") for a in ("csla", "probe")])
+        self.assertEqual(rows[0]["kernel_keys"], rows[2]["kernel_keys"])
+        self.assertTrue(all(1e-4 < r["kernel_error"] < 4e-3 for r in rows), rows)
+
     def test_the_whole_table_in_one_command(self):
         config = json.loads((cli_test.MODEL / "config.json").read_text())
         config["scales"] = config["scales"][:4]
@@ -326,6 +342,9 @@ class Bench(CommandTest):
             (["attention", "--repaet", "3"], "bench attention", "--repeat"),
             (["attention", "--device", "cpu", "--own-dense", "--quiet"], "--own-dense"),
             (["attention", "--device", "gpu"], "gpu", "cuda"),
+            (["attention", "--token-order", "8"], "--token-order", "HxW"),
+            (["attention", "--token-order", "8x0"], "--token-order", "0"),
+            (["model", "--token-order", "8x8", "--quiet"], "--token-order", "--geometry"),
             (["tokenizer", "more"], "more"),
         ]:
             with self.subTest(arguments):
