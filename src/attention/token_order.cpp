@@ -53,13 +53,13 @@ QueryTiles KeyPlaces::tiles(int scale, QueryTiles tiles) const {
   return tiles;
 }
 
-KeyLists KeyPlaces::lists(KeyLists lists) const { return none() ? lists : renamed(lists, place_); }
-KeyLists KeyPlaces::back(KeyLists lists) const { return none() ? lists : renamed(lists, key_); }
+KeyLists KeyPlaces::lists(const KeyLists& lists) const { return none() ? lists : renamed(lists, place_); }
+KeyLists KeyPlaces::back(const KeyLists& lists) const { return none() ? lists : renamed(lists, key_); }
 
 ListRecipe KeyPlaces::recipe(int scale, ListRecipe recipe) const {
   if (none()) return recipe;
   recipe.tiles = tiles(scale, std::move(recipe.tiles));
-  recipe.fixed = lists(std::move(recipe.fixed));
+  recipe.fixed = lists(recipe.fixed);
   // A key that stays the same token keeps its place; another one is looked up by the place of the chosen.
   std::vector<std::int32_t> moved(recipe.map.size());
   for (std::size_t key = 0; key < moved.size(); ++key) moved[place_[key]] = place_[recipe.map[key]];

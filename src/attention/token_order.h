@@ -51,11 +51,11 @@ class KeyPlaces {
 
   std::vector<std::int32_t> queries(int scale, std::vector<std::int32_t> tokens) const;
   QueryTiles tiles(int scale, QueryTiles tiles) const;
-  KeyLists lists(KeyLists lists) const;
+  KeyLists lists(const KeyLists& lists) const;
   /// A recipe whose choice is made among keys that lie in this order.
   ListRecipe recipe(int scale, ListRecipe recipe) const;
   /// Lists of keys by place, row by row again.
-  KeyLists back(KeyLists lists) const;
+  KeyLists back(const KeyLists& lists) const;
 
  private:
   ScaleSchedule schedule_;

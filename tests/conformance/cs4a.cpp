@@ -245,10 +245,10 @@ void Cs4aRun::carry(const std::string& form, const Cs4aAttention& method) {
       residual(dense(), sparse(s, own, chosen, fmt::format("{}.s{}", form, s)), rows_first(io_.get("o_cache")));
   judge(form + ".o_cache", cache, io_.get("o_cache"));
   for (int k = s + 1; k < static_cast<int>(schedule_.size()); ++k) {
-    const std::string at = fmt::format(".s{}", k), indices = form + ".indices" + at, out = form + ".out" + at;
+    const std::string indices = fmt::format("{}.indices.s{}", form, k), out = fmt::format("{}.out.s{}", form, k);
     const ListRecipe recipe = carry_recipe(method, schedule_, k, groups(k), tiles.count(), own.chosen);
     if (io_.has(indices)) compare_lists(follow(recipe, device_.download(chosen)), io_.get(indices), indices, report_);
-    Judged found = sparse(k, recipe, chosen, form + at);
+    Judged found = sparse(k, recipe, chosen, fmt::format("{}.s{}", form, k));
     add_residual(found, cache, k);
     if (io_.has(out)) judge(out, found, io_.get(out));
   }
