@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention/key_lists.h"
+#include "attention/token_order.h"
 #include "core/tensor.h"
 
 namespace sparvar {
@@ -227,9 +228,9 @@ class Backend {
   virtual void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) = 0;
   /// f32 [B * H, groups, keys]: per group of queries and key, the sum of softmax probabilities over all `keys` keys.
   virtual Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) = 0;
-  /// out [B, to.tokens, H, D] += bilinear resize (align_corners = false) of cache [B, from.tokens, H, D], f32 or
-  /// product_type().
-  virtual void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) = 0;
+  /// out [B, tokens of `to`, H, D] += bilinear resize (align_corners = false) of cache [B, tokens of `from`, H, D], f32
+  /// or product_type(); each map in its order.
+  virtual void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) = 0;
   /// Rows of x [B, n, H, D] -> f32 [B, rows, H, D].
   virtual Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
   /// Rows of x [B, H, n, D] -> [B, H, rows, D] of x's type.
@@ -279,6 +280,8 @@ struct CudaOptions {
   bool planning = false;
   /// false: on Hopper too, attend to lists of keys with the kernel of sm_80, to test and compare it.
   bool hopper = true;
+  /// false: dense attention and convolutions by the own kernels at every size, to compare them.
+  bool cudnn = true;
 };
 /// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::string& why);

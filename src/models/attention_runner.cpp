@@ -20,11 +20,13 @@ struct AttentionRunner::Static {
 };
 
 struct AttentionRunner::Followed {
-  ListRecipe recipe;
+  QueryTiles tiles;   // row by row
+  ListRecipe recipe;  // as tokens and keys lie
   AttentionRecipePtr prepared;
 
-  void prepare(Backend& backend, ListRecipe made) {
-    recipe = std::move(made);
+  void prepare(Backend& backend, const KeyPlaces& places, int scale, ListRecipe made) {
+    tiles = made.tiles;
+    recipe = places.recipe(scale, std::move(made));
     prepared = backend.prepare_recipe(recipe);
   }
 };
@@ -42,14 +44,17 @@ struct AttentionRunner::Decision {
 };
 
 struct AttentionRunner::Probing {
-  ProbeLayout layout;
+  ProbeLayout layout;                // row by row
+  std::vector<std::int32_t> probes;  // where they lie
   Followed lists;
 };
 
-AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers)
+AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers,
+                                 TokenOrder order)
     : backend_(backend),
       plan_(std::move(plan)),
       schedule_(std::move(schedule)),
+      places_(schedule_, order),
       pairs_(schedule_.size()),
       seconds_(schedule_.size()),
       all_(schedule_.size()),
@@ -113,16 +118,16 @@ double AttentionRunner::csla(const CslaAttention& method, int layer, AttentionAr
     known.tiles = csla_tiles(schedule_[scale], method);
     known.lists = csla_lists(schedule_, scale, method, known.tiles);
     known.share = sparvar::share_of_pairs(known.tiles, known.lists, keys_[scale]);
-    known.prepared = backend_.prepare_lists(known.tiles, known.lists);
+    known.prepared = backend_.prepare_lists(places_.tiles(scale, known.tiles), places_.lists(known.lists));
   }
   if (observer_) observer_(layer, scale, known.tiles, known.lists);
   backend_.attention(args, *known.prepared);
   return known.share;
 }
 
-void AttentionRunner::show(int layer, int scale, const ListRecipe& recipe, const Tensor& choice) const {
+void AttentionRunner::show(int layer, int scale, const Followed& followed, const Tensor& choice) const {
   if (!observer_) return;
-  observer_(layer, scale, recipe.tiles, follow(recipe, backend_.download(choice)));
+  observer_(layer, scale, followed.tiles, places_.back(follow(followed.recipe, backend_.download(choice))));
 }
 
 void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice) {
@@ -141,13 +146,13 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
   decision->keep(args.q.dim(0), args.q.dim(1));
   Followed& known = cs4a_[{&method, scale}];
   if (!known.prepared)
-    known.prepare(backend_,
+    known.prepare(backend_, places_, scale,
                   carry_recipe(method, schedule_, scale, group_tiles(schedule_[scale], method.group),
                                static_cast<int>(decision->choice.dim(1)), static_cast<int>(decision->choice.dim(2))));
-  show(layer, scale, known.recipe, decision->choice);
+  show(layer, scale, known, decision->choice);
   attend(args, scale, known.prepared, decision->choice);
   if (decision->cache.defined())
-    backend_.add_resized(args.out, decision->cache, schedule_[method.decision_scale], schedule_[scale]);
+    backend_.add_resized(args.out, decision->cache, places_.map(method.decision_scale), places_.map(scale));
   return 0;  // counted on the device
 }
 
@@ -159,12 +164,13 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
     const QueryTiles tiles = group_tiles(schedule_[scale], method.group);
     std::vector<std::int32_t> own_group(tiles.count());
     std::iota(own_group.begin(), own_group.end(), 0);
-    known.prepare(backend_, {.tiles = tiles,
-                             .keys = keys_[scale],
-                             .chosen = counts.front(),
-                             .group_of = std::move(own_group),
-                             .map = {},
-                             .fixed = {}});
+    known.prepare(backend_, places_, scale,
+                  {.tiles = tiles,
+                   .keys = keys_[scale],
+                   .chosen = counts.front(),
+                   .group_of = std::move(own_group),
+                   .map = {},
+                   .fixed = {}});
   }
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
   dense(args, scale);
@@ -189,10 +195,11 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   Probing& known = probing_[{&method, scale}];
   if (!known.lists.prepared) {
     known.layout = probe_layout(grid, method);
-    known.lists.prepare(backend_, probe_recipe(schedule_, scale, method, known.layout));
+    known.probes = places_.queries(scale, known.layout.probe_rows);
+    known.lists.prepare(backend_, places_, scale, probe_recipe(schedule_, scale, method, known.layout));
   }
   // The probes see all keys.
-  const std::vector<std::int32_t>& probes = known.layout.probe_rows;
+  const std::vector<std::int32_t>& probes = known.probes;
   const auto count = static_cast<std::int64_t>(probes.size());
   AttentionArgs dense_args = args;
   dense_args.q = backend_.gather_queries(args.q, probes);
@@ -204,12 +211,12 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
     const Tensor sums = backend_.column_sums(dense_args, known.layout.choosers, keys_[scale]);
     choice = backend_.select_keys(sums, {known.lists.recipe.chosen});
   }
-  show(layer, scale, known.lists.recipe, choice);
+  show(layer, scale, known.lists, choice);
   attend(args, scale, known.lists.prepared, choice);
   if (method.residual) {
     const Tensor residual =
         backend_.subtract(dense_args.out, backend_.gather_rows(args.out, probes), backend_.product_type());
-    backend_.add_resized(args.out, residual, known.layout.probe_grid, grid);
+    backend_.add_resized(args.out, residual, known.layout.probe_grid, places_.map(scale));
   }
   return static_cast<double>(count) / grid.tokens();
 }

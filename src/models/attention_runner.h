@@ -6,21 +6,23 @@
 #include <memory>
 #include <vector>
 
+#include "attention/token_order.h"
 #include "backend/backend.h"
 #include "sparvar/attention_plan.h"
 
 namespace sparvar {
 
-/// Sees the lists of every sparse (layer, scale) as they are executed; `lists` holds one list for all batch entries and
-/// heads, or one for each.
+/// Sees the lists of every sparse (layer, scale) as they are executed, tokens and keys row by row whatever their order
+/// in memory; `lists` holds one list for all batch entries and heads, or one for each.
 using ListObserver = std::function<void(int layer, int scale, const QueryTiles& tiles, const KeyLists& lists)>;
 
-/// Sees the queries and keys of every (layer, scale) before attention runs.
+/// Sees the queries and keys of every (layer, scale) before attention runs, in the runner's order.
 using QueryObserver = std::function<void(int layer, int scale, const AttentionArgs& args)>;
 
 class AttentionRunner {
  public:
-  AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers);
+  /// `order`: how the queries and keys of each scale lie, in every call.
+  AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers, TokenOrder order = {});
   ~AttentionRunner();
   AttentionRunner(AttentionRunner&&) noexcept;
 
@@ -45,7 +47,7 @@ class AttentionRunner {
   double dense(AttentionArgs& args, int scale);
   /// Every tile attends to its list made of the choice; the pairs are counted on the device.
   void attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice);
-  void show(int layer, int scale, const ListRecipe& recipe, const Tensor& choice) const;
+  void show(int layer, int scale, const Followed& followed, const Tensor& choice) const;
   double csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale);
   double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
   double probe(const ProbeAttention& method, int layer, AttentionArgs& args, int scale);
@@ -56,6 +58,7 @@ class AttentionRunner {
   QueryObserver query_observer_;
   AttentionPlan plan_;
   ScaleSchedule schedule_;
+  KeyPlaces places_;
   std::vector<int> keys_;            // keys of scales 0 .. k
   std::vector<double> dense_share_;  // of pairs that dense attention computes; less than 1 where tokens are pruned
   std::vector<double> pairs_, seconds_;

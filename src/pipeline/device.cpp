@@ -32,7 +32,7 @@ void check_weight_format(const PipelineOptions& options) {
     throw Error(ErrorKind::usage, "fp8 weights need a Hopper GPU: take --device cuda, or --weights bf16");
 }
 
-Device open_device(const PipelineOptions& options, bool planning) {
+Device open_device(const PipelineOptions& options, bool planning, bool cudnn) {
   const DType compute = options.precision == Precision::f32 ? DType::f32 : DType::bf16;
   const bool fp8 = options.weights == WeightFormat::fp8;
   check_weight_format(options);
@@ -40,7 +40,8 @@ Device open_device(const PipelineOptions& options, bool planning) {
   if (options.device != "cpu") {
     const int index = index_of(options.device);
     device.backend = make_cuda_backend(
-        {.compute = compute, .device = index, .fp8 = fp8, .planning = planning, .hopper = true}, device.why_no_gpu);
+        {.compute = compute, .device = index, .fp8 = fp8, .planning = planning, .hopper = true, .cudnn = cudnn},
+        device.why_no_gpu);
     device.gpu = device.backend != nullptr;
     if (!device.gpu && options.device != "auto")
       throw Error(ErrorKind::system,

@@ -129,6 +129,7 @@ Tensor walk(Infinity& model, Backend& backend, const PackedText& text, const Wal
              .full = options.full,
              .rope_grid = options.rope_grid,
              .plan = options.plan,
+             .order = options.order,
              .text_tokens = text.offsets.back()});
   return backend.download(once.run(text, options, options));
 }

@@ -129,7 +129,7 @@ class HostSide final : public Backend {
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override {
     return down(device_->column_sums(up(args), groups, keys));
   }
-  void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override {
+  void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override {
     change(out, [&](Tensor& o) { device_->add_resized(o, up(cache), from, to); });
   }
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override {

@@ -97,7 +97,7 @@ class CudaBackend final : public Backend {
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
   Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
-  void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
+  void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,

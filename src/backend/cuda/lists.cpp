@@ -390,11 +390,11 @@ Tensor CudaBackend::select_keys(const Tensor& sums, const std::vector<int>& coun
   return out;
 }
 
-void CudaBackend::add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) {
-  if (out.dim(1) != to.tokens() || cache.dim(1) != from.tokens() || cache.dim(0) != out.dim(0))
+void CudaBackend::add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) {
+  if (out.dim(1) != to.grid.tokens() || cache.dim(1) != from.grid.tokens() || cache.dim(0) != out.dim(0))
     throw Error(ErrorKind::usage,
-                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()), from.h,
-                            from.w, to_string(out.shape()), to.h, to.w));
+                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()),
+                            from.grid.h, from.grid.w, to_string(out.shape()), to.grid.h, to.grid.w));
   if (computes())
     cuda::add_resized(out.raw(), out.dtype(), cache.raw(), cache.dtype(), static_cast<int>(out.dim(0)),
                       out.size() / (out.dim(0) * out.dim(1)), from, to, stream_);

@@ -94,7 +94,8 @@ CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<Cu
       planning_(options.planning),
       hopper_(options.hopper),
       dry_(options.planning),
-      cublas_(std::move(cublas)) {
+      cublas_(std::move(cublas)),
+      why_no_cudnn_(options.cudnn ? "" : "not asked for") {
   if (planning_) {
     weights_ = Pool::planning();
     working_ = Pool::planning();
