@@ -80,16 +80,21 @@ void bind_lists(nb::module_& m) {
       .def_prop_ro("queries", &Lists::queries)
       .def_ro("keys", &Lists::keys)
       .def_prop_ro("share_of_pairs", [](const Lists& a) { return share_of_pairs(a.tiles, a.lists, a.keys); })
-      .def_prop_ro("tile_offset", [](const Lists& a) { return copied(a.tiles.offset.data(), a.tiles.offset.size()); })
-      .def_prop_ro("rows", [](const Lists& a) { return copied(a.tiles.rows.data(), a.tiles.rows.size()); })
-      .def_prop_ro("list_offset", [](const Lists& a) { return copied(a.lists.offset.data(), a.lists.offset.size()); })
+      .def_prop_ro(
+          "tile_offset", [](const Lists& a) { return copied(a.tiles.offset.data(), a.tiles.offset.size()); },
+          nb::rv_policy::move)
+      .def_prop_ro(
+          "rows", [](const Lists& a) { return copied(a.tiles.rows.data(), a.tiles.rows.size()); }, nb::rv_policy::move)
+      .def_prop_ro(
+          "list_offset", [](const Lists& a) { return copied(a.lists.offset.data(), a.lists.offset.size()); },
+          nb::rv_policy::move)
       .def_prop_ro(
           "runs",
           [](const Lists& a) {
             static_assert(sizeof(KeyRun) == 2 * sizeof(std::int32_t));
             return copied(reinterpret_cast<const std::int32_t*>(a.lists.runs.data()), 2 * a.lists.runs.size());
           },
-          "begin, count, begin, count, ...");
+          nb::rv_policy::move, "begin, count, begin, count, ...");
 }
 
 }  // namespace sparvar::python
