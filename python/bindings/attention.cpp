@@ -77,7 +77,8 @@ struct Call {
   int layer = 0;
   int scale = 0;
   float logit_scale = 1;
-  std::uintptr_t stream = 0;
+  std::uintptr_t stream = 0;     // of CUDA
+  std::shared_ptr<Lists> lists;  // instead of the plan
 };
 
 /// A plan on one device. Arrays are packed, k and v may be the first rows of a larger cache. One call at a time: others
@@ -142,17 +143,6 @@ class PlanKernel {
                      [&] { attend(call, args, carried); });
   }
 
-  /// Lists that are known beforehand, on this device.
-  void run_lists(const std::shared_ptr<Lists>& lists, const Call& call, const In& q_, const In& k_, const In& v_,
-                 const Out& out_, bool words) {
-    AttentionArgs args = checked_args(call, q_, k_, v_, out_, words, lists->queries(), lists->keys);
-    const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
-    AttentionListsPtr& known = prepared_[lists];
-    if (!known) known = backend_->prepare_lists(lists->tiles, lists->lists);
-    backend_->run_on(reinterpret_cast<void*>(call.stream), nullptr, 0, [&] { backend_->attention(args, *known); });
-  }
-
  private:
   void check_scale(int scale) const {
     if (scale < 0 || scale >= static_cast<int>(schedule_.size()))
@@ -160,6 +150,7 @@ class PlanKernel {
   }
 
   AttentionArgs args_of(const Call& call, const In& q, const In& k, const In& v, const Out& out, bool words) const {
+    if (call.lists) return checked_args(call, q, k, v, out, words, call.lists->queries(), call.lists->keys);
     check_scale(call.scale);
     if (call.layer < 0 || call.layer > 4096)
       throw Error(ErrorKind::usage, fmt::format("layer {}: expected 0 to 4096", call.layer));
@@ -214,6 +205,11 @@ class PlanKernel {
   }
 
   void attend(const Call& call, AttentionArgs args, CarriedKeys& carried) {
+    if (call.lists) {
+      AttentionListsPtr& known = prepared_[call.lists];
+      if (!known) known = backend_->prepare_lists(call.lists->tiles, call.lists->lists);
+      return backend_->attention(args, *known);
+    }
     const auto* cs4a = std::get_if<Cs4aAttention>(&plan_.method(call.layer, call.scale));
     const bool reads = cs4a != nullptr && call.scale > cs4a->decision_scale;
     const bool writes = cs4a != nullptr && call.scale == cs4a->decision_scale;
@@ -279,8 +275,13 @@ void bind_attention(nb::module_& m) {
           nb::arg("threads"))
       .def("run", &ListKernel::run, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("words"));
   nb::class_<Call>(m, "Call", "Which attention: layer, scale, factor of the logits, CUDA stream.")
-      .def(nb::init<int, int, float, std::uintptr_t>(), nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"),
-           nb::arg("stream") = 0);
+      .def(
+          "__init__",
+          [](Call* self, int layer, int scale, float logit_scale, std::uintptr_t stream, std::shared_ptr<Lists> lists) {
+            new (self) Call{layer, scale, logit_scale, stream, std::move(lists)};
+          },
+          nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"), nb::arg("stream") = 0,
+          nb::arg("lists").none() = nb::none());
   nb::class_<PlanKernel>(m, "PlanKernel", "Attention by a plan on one device.")
       .def(
           "__init__",
@@ -294,9 +295,7 @@ void bind_attention(nb::module_& m) {
            nb::arg("out"), nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none())
       .def("run", &PlanKernel::run, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
            nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none(), nb::arg("memory") = 0,
-           nb::arg("bytes") = 0)
-      .def("run_lists", &PlanKernel::run_lists, nb::arg("lists"), nb::arg("call"), nb::arg("q"), nb::arg("k"),
-           nb::arg("v"), nb::arg("out"), nb::arg("words"));
+           nb::arg("bytes") = 0);
 }
 
 }  // namespace sparvar::python

@@ -81,9 +81,7 @@ void bind_plans(nb::module_& m) {
           "method",
           [](const AttentionPlan& plan, int layer, int scale) { return kMethods[plan.method(layer, scale).index()]; },
           nb::arg("layer"), nb::arg("scale"), "dense, csla, cs4a or probe")
-      .def("decision_scale", &decision_scale, nb::arg("layer"), nb::arg("scale"), "Of a cs4a rule, else None.")
-      .def(
-          "__eq__", [](const AttentionPlan& a, const AttentionPlan& b) { return a == b; }, nb::arg("other"));
+      .def("decision_scale", &decision_scale, nb::arg("layer"), nb::arg("scale"), "Of a cs4a rule, else None.");
 }
 
 }  // namespace sparvar::python

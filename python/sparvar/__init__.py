@@ -1,19 +1,17 @@
 """sparvar: pictures from text with visual autoregressive models, and sparse attention that needs no training.
 
-    import sparvar
-    pipe = sparvar.Pipeline.from_pretrained("models/emoji-v0")
-    pipe("a red apple, 3d style", seed=7).images[0].save("apple.png")
-
-    out = sparvar.attention(q, k, v, plan=sparvar.plans.csla(sparvar.schedule()))
+`Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model;
+`plans` makes attention plans. The pages: docs/python.md.
 """
 
-from . import plans
-from ._engine import __version__
+from . import _engine, plans
 from .attention import AttentionState, attention
 from .errors import Cancelled, Error, InputError, ResourceError, UsageError
 from .lists import Bsr, KeyLists
 from .pipeline import Pipeline, PipelineOutput, ScaleState, ScaleTiming, Seed, Timings
 from .plans import Plan, schedule
+
+__version__ = _engine.version
 
 __all__ = [
     "AttentionState",

@@ -80,8 +80,8 @@ def _require_keys(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale_index: int)
     batch, heads, _, channels = q.shape
     if k.shape != (batch, heads, keys, channels) or v.shape != k.shape:
         raise UsageError(
-            f"attention: k and v: expected {(batch, heads, keys, channels)}, found {tuple(k.shape)} and {tuple(v.shape)}; "
-            "the order is (batch, heads, tokens, channels)"
+            f"attention: k and v: expected {(batch, heads, keys, channels)}, found {tuple(k.shape)} and "
+            f"{tuple(v.shape)}; the order is (batch, heads, tokens, channels)"
         )
 
 
@@ -156,31 +156,36 @@ _working_bytes: dict[Any, int] = {}
 
 
 def _run_cuda(
-    plan: Plan, q: Tensor, k: Tensor, v: Tensor, out: Tensor, call: Any, which: tuple[int, int], carried: tuple[Any, Any]
+    source: Source,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    which: tuple[int, int, float],
+    carried: tuple[Any, Any],
 ) -> None:
-    kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
-    arrays = [tensor.detach() for tensor in (q, k, v, out)]
-    key = (plan.key, str(q.device), q.dtype, plan.rule_index(*which), which[1], q.shape, k.stride())
-    if key not in _working_bytes:
-        _working_bytes[key] = kernel.working_bytes(call, *arrays, False, *carried)
-    size = _working_bytes[key]
-    memory = torch.empty(size, dtype=torch.uint8, device=q.device)
-    kernel.run(call, *arrays, False, *carried, memory.data_ptr(), size)
-
-
-def _call(q: Tensor, layer: int, scale_index: int, scale: float) -> Any:
-    return _engine.Call(layer, scale_index, scale, torch.cuda.current_stream(q.device).cuda_stream)
+    layer, scale_index, scale = which
+    lists = source if isinstance(source, KeyLists) else None
+    plan = _no_rules if isinstance(source, KeyLists) else source
+    rule = source.rule_index(layer, scale_index) if isinstance(source, Plan) else -1
+    with torch.cuda.device(q.device):
+        kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
+        stream = torch.cuda.current_stream().cuda_stream
+        call = _engine.Call(layer, scale_index, scale, stream, None if lists is None else lists.handle)
+        arrays = [tensor.detach() for tensor in (q, k, v, out)]
+        key = (source.key, q.device, q.dtype, rule, scale_index, q.shape, k.stride())
+        if key not in _working_bytes:
+            _working_bytes[key] = kernel.working_bytes(call, *arrays, False, *carried)
+        size = _working_bytes[key]
+        memory = torch.empty(size, dtype=torch.uint8, device=q.device)
+        kernel.run(call, *arrays, False, *carried, memory.data_ptr(), size)
 
 
 def _attend_cuda(
     q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
 ) -> Tensor:
-    plan, out, call = _source(key), _empty_out(q), _call(q, layer, scale_index, scale)
-    if isinstance(plan, KeyLists):
-        kernel = plan_kernel(_no_rules, str(q.device), q.dtype == torch.bfloat16)
-        kernel.run_lists(plan.handle, call, *(tensor.detach() for tensor in (q, k, v, out)), False)
-    else:
-        _run_cuda(plan, q, k, v, out, call, (layer, scale_index), (None, None))
+    out = _empty_out(q)
+    _run_cuda(_source(key), q, k, v, out, (layer, scale_index, scale), (None, None))
     return out
 
 
@@ -188,9 +193,10 @@ def _choosing_cuda(
     q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan, out = _plan_of(key), _empty_out(q)
-    kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
+    with torch.cuda.device(q.device):
+        kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
     choice, residual = _carried(q, kernel, layer, scale_index)
-    _run_cuda(plan, q, k, v, out, _call(q, layer, scale_index, scale), (layer, scale_index), (choice, residual))
+    _run_cuda(plan, q, k, v, out, (layer, scale_index, scale), (choice, residual))
     return out, choice, residual
 
 
@@ -206,8 +212,8 @@ def _following_cuda(
     scale: float,
     threads: int,
 ) -> Tensor:
-    plan, out = _plan_of(key), _empty_out(q)
-    _run_cuda(plan, q, k, v, out, _call(q, layer, scale_index, scale), (layer, scale_index), (choice, residual))
+    out = _empty_out(q)
+    _run_cuda(_plan_of(key), q, k, v, out, (layer, scale_index, scale), (choice, residual))
     return out
 
 

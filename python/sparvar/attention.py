@@ -3,8 +3,8 @@
     state = sparvar.AttentionState()
     out = sparvar.attention(q, k, v, plan=plan, layer=3, state=state)
 
-q holds the tokens of one scale, (batch, heads, n_k, channels), row by row of its grid; k and v those of this scale and all
-before it, (batch, heads, N_k, channels), in that order.
+q holds the tokens of one scale, (batch, heads, n_k, channels), row by row of its grid; k and v those of this scale and
+all before it, (batch, heads, N_k, channels), in that order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Union, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,9 @@ from .plans import Plan
 if TYPE_CHECKING:
     import torch
 
-    Array = Union[NDArray[Any], torch.Tensor]
+    Array: TypeAlias = "NDArray[Any] | torch.Tensor"
 
-Source = Union[Plan, KeyLists]
+Source: TypeAlias = "Plan | KeyLists"
 
 
 class AttentionState:
@@ -41,8 +41,8 @@ class AttentionState:
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Any, Any]] = {}
-        """layer -> (chosen keys, int32 (batch * heads, groups, keys); residual, (batch, n_S, heads, channels), or an empty
-        array)"""
+        """layer -> chosen keys, int32 (batch * heads, groups, keys), and residual, (batch, n_S, heads, channels) or an
+        empty array."""
 
     def reset(self) -> None:
         """Forgets everything: for the next picture."""
@@ -52,8 +52,8 @@ class AttentionState:
         """What the layer carries."""
         if layer not in self.layers:
             raise UsageError(
-                f"attention: layer {layer} carries keys, but its decision scale did not run with this state; scales must "
-                "come in order"
+                f"attention: layer {layer} carries keys, but its decision scale did not run with this state; scales "
+                "must come in order"
             )
         return self.layers[layer]
 
@@ -85,17 +85,18 @@ def attention(
     the first rows of packed caches (batch, heads, capacity, channels). On a GPU work is enqueued on PyTorch's current
     stream, and dense scales are PyTorch's own `scaled_dot_product_attention`. No gradients.
     """
-    torch_ = sys.modules.get("torch")
+    torch_: Any = sys.modules.get("torch")
     is_torch = torch_ is not None and isinstance(q, torch_.Tensor)
-    if not is_torch and not isinstance(q, np.ndarray):
-        raise UsageError(f"attention: expected numpy arrays or torch tensors, found q of {type(q).__name__}")
-    for name, other in (("k", k), ("v", v)):
-        if type(other) is not type(q) and not (is_torch and isinstance(other, torch_.Tensor)):
-            raise UsageError(f"attention: q is {type(q).__name__} and {name} is {type(other).__name__}; take one kind")
-        if other.ndim != 4:
-            raise UsageError(f"attention: {name}: expected 4 dimensions (batch, heads, tokens, channels), found {other.ndim}")
-    if q.ndim != 4:
-        raise UsageError(f"attention: q: expected 4 dimensions (batch, heads, tokens, channels), found {q.ndim}")
+    kind = torch_.Tensor if is_torch else np.ndarray
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(array, kind):
+            raise UsageError(
+                f"attention: {name} is {type(array).__name__}; expected numpy arrays or torch tensors, all of one kind"
+            )
+        if array.ndim != 4:
+            raise UsageError(
+                f"attention: {name}: expected 4 dimensions (batch, heads, tokens, channels), found {array.ndim}"
+            )
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[3]) if q.shape[3] else 1.0
     if scale == 0 or not math.isfinite(scale):
@@ -111,11 +112,10 @@ def attention(
             raise UsageError("attention: out is of numpy arrays; of torch tensors take what is returned")
         from . import _torch
 
-        return _torch.attention(q, k, v, plan, layer, scale_index, scale, state, threads)
-    return _numpy_attention(
-        cast("NDArray[Any]", q), cast("NDArray[Any]", k), cast("NDArray[Any]", v), plan, layer, scale_index, scale, state,
-        out, threads,
-    )  # fmt: skip
+        tensors = cast("tuple[torch.Tensor, torch.Tensor, torch.Tensor]", (q, k, v))
+        return _torch.attention(*tensors, plan, layer, scale_index, scale, state, threads)
+    arrays = cast("tuple[NDArray[Any], NDArray[Any], NDArray[Any]]", (q, k, v))
+    return _numpy_attention(*arrays, plan, layer, scale_index, scale, state, out, threads)
 
 
 def _numpy_attention(
@@ -164,6 +164,7 @@ def step_of(plan: Source, layer: int, scale_index: int, state: AttentionState | 
     """lists: known beforehand; probe; choose: cs4a at its decision scale; follow: above it."""
     if isinstance(plan, KeyLists):
         return "lists"
+    plan.require_kernels()
     index = plan.rule_index(layer, scale_index)
     if index < 0 or plan.rules[index].method in ("dense", "csla"):
         return "lists"
@@ -172,8 +173,8 @@ def step_of(plan: Source, layer: int, scale_index: int, state: AttentionState | 
     decision = plan.rules[index].decision_scale
     if state is None:
         raise UsageError(
-            f"attention: plan {plan.name} at layer {layer}, scale {scale_index} (cs4a) chooses keys that later scales read: "
-            "pass state=sparvar.AttentionState(), one for every picture"
+            f"attention: plan {plan.name} at layer {layer}, scale {scale_index} (cs4a) chooses keys that later scales "
+            "read: pass state=sparvar.AttentionState(), one for every picture"
         )
     return "choose" if scale_index == decision else "follow"
 
@@ -232,6 +233,4 @@ def plan_kernel(plan: Plan, device: str, bf16: bool) -> Any:
     if plan.schedule is None:
         raise UsageError(f"plan {plan.name} has no schedule; say which with plan.bind(schedule)")
     schedule = list(plan.schedule)
-    return _plan_kernels.get(
-        (plan.key, device, bf16), lambda: _engine.PlanKernel(plan.handle, schedule, device, bf16)
-    )
+    return _plan_kernels.get((plan.key, device, bf16), lambda: _engine.PlanKernel(plan.handle, schedule, device, bf16))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ class KeyLists:
         _registered[self.key] = self
 
     def __repr__(self) -> str:
-        return f"<sparvar lists: {self.queries} queries, {self.keys} keys, {100 * self.share_of_pairs:.2f} % of the pairs>"
+        share = 100 * self.share_of_pairs
+        return f"<sparvar lists: {self.queries} queries, {self.keys} keys, {share:.2f} % of the pairs>"
 
     @property
     def queries(self) -> int:
@@ -70,8 +72,8 @@ class KeyLists:
         return list(np.split(self.handle.rows, self.handle.tile_offset[1:-1]))
 
     @classmethod
-    def of_tiles(cls, tiles: list[ArrayLike], keys_of: list[ArrayLike], keys: int) -> KeyLists:
-        """`tiles[t]`: the queries of tile t, every query in one tile; `keys_of[t]`: the keys (0 ... keys - 1) it reads."""
+    def of_tiles(cls, tiles: Sequence[ArrayLike], keys_of: Sequence[ArrayLike], keys: int) -> KeyLists:
+        """`tiles[t]`: the queries of tile t, every query in one tile; `keys_of[t]`: the keys below `keys` it reads."""
         if len(tiles) != len(keys_of):
             raise UsageError(f"lists of keys: {len(tiles)} tiles, but keys of {len(keys_of)}")
         rows = [np.asarray(tile, np.int32).ravel() for tile in tiles]
@@ -122,16 +124,22 @@ class KeyLists:
         return Bsr(indptr, columns.astype(np.int32), shape, block, exact)
 
     @classmethod
-    def from_bsr(cls, indptr: ArrayLike, indices: ArrayLike, shape: tuple[int, int], block: tuple[int, int]) -> KeyLists:
+    def from_bsr(
+        cls, indptr: ArrayLike, indices: ArrayLike, shape: tuple[int, int], block: tuple[int, int]
+    ) -> KeyLists:
         """Of FlashInfer's arrays: int (row blocks + 1,) and (blocks,), queries and keys, and those of a block."""
         pointers, columns = np.asarray(indptr, np.int64), np.asarray(indices, np.int64)
         row_blocks, column_blocks = (-(-extent // size) for extent, size in zip(shape, block, strict=True))
         if pointers.shape != (row_blocks + 1,) or columns.ndim != 1:
-            raise UsageError(f"bsr: indptr of shape {pointers.shape}; {row_blocks} row blocks need {row_blocks + 1} numbers")
+            raise UsageError(
+                f"bsr: indptr of shape {pointers.shape}; {row_blocks} row blocks need {row_blocks + 1} numbers"
+            )
         if pointers[0] != 0 or pointers[-1] != len(columns) or np.any(np.diff(pointers) < 0):
             raise UsageError(f"bsr: indptr must ascend from 0 to the {len(columns)} indices")
         if len(columns) and (columns.min() < 0 or columns.max() >= column_blocks):
-            raise UsageError(f"bsr: indices from {columns.min()} to {columns.max()}; there are {column_blocks} key blocks")
+            raise UsageError(
+                f"bsr: indices from {columns.min()} to {columns.max()}; there are {column_blocks} key blocks"
+            )
         tiles, keys_of = [], []
         for i in range(row_blocks):
             tiles.append(np.arange(i * block[0], min((i + 1) * block[0], shape[0])))
@@ -180,8 +188,8 @@ class KeyLists:
 
         if tuple(mask.kv_num_blocks.shape[:2]) != (1, 1):
             raise UsageError(
-                f"block mask: it differs by batch entry or head (shape {tuple(mask.kv_num_blocks.shape[:2])}); lists are "
-                "shared by all"
+                f"block mask: it differs by batch entry or head (shape {tuple(mask.kv_num_blocks.shape[:2])}); lists "
+                "are shared by all"
             )
         queries, keys = (int(extent) for extent in mask.seq_lengths)
         rows, columns = (int(size) for size in mask.BLOCK_SIZE)

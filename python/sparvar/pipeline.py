@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class ScaleState:
 
 
 Callback = Callable[["Pipeline", int, ScaleState], Any]
-Numbers = Union[float, Sequence[float], None]
+Numbers: TypeAlias = float | Sequence[float] | None
 
 
 class Pipeline:
@@ -117,8 +117,8 @@ class Pipeline:
     ) -> Pipeline:
         """Loads a model folder (docs/model-format.md); nothing is downloaded. None: the bundled model, where it is.
 
-        device: "auto" (a GPU where there is a usable one), "cpu", "cuda" or "cuda:N". dtype: "bfloat16" or "float32", or
-        PyTorch's. weights: "fp8" keeps the transformer's linear layers in 8 bits on Hopper GPUs. threads: of the
+        device: "auto" (a GPU where there is a usable one), "cpu", "cuda" or "cuda:N". dtype: "bfloat16" or "float32",
+        or PyTorch's. weights: "fp8" keeps the transformer's linear layers in 8 bits on Hopper GPUs. threads: of the
         CPU; 0: all. progress: a bar of the bytes that are read.
         """
         name = str(dtype).removeprefix("torch.")
@@ -133,7 +133,8 @@ class Pipeline:
             raise UsageError(f"{folder}: no such folder; a model is a folder on this machine, nothing is downloaded")
         bar = _Bar({"disable": not progress, "unit": "B", "unit_scale": True, "desc": "loading"})
         with contextlib.closing(bar):
-            engine = _engine.Engine(folder, device, _DTYPES[name], weights == "fp8", threads, bar.to if progress else None)
+            on_progress = bar.to if progress else None
+            engine = _engine.Engine(folder, device, _DTYPES[name], weights == "fp8", threads, on_progress)
         return cls(engine, "bfloat16" if _DTYPES[name] else "float32")
 
     def set_progress_bar_config(self, **options: Any) -> None:
@@ -174,13 +175,13 @@ class Pipeline:
         """Draws pictures.
 
         prompt: one, or several. negative_prompt: refused, as these models learned what "no prompt" means and take no
-        other. guidance_scale, tau (temperature): one number or one per scale; None: the model's. top_p: a bit whose rarer
-        value has a probability of at most 1 - top_p takes the other; 0: off. top_k: 1 takes the likelier value, others
-        change nothing. greedy: the likelier value of every bit.
+        other. guidance_scale, tau (temperature): one number or one per scale; None: the model's. top_p: a bit whose
+        rarer value has a probability of at most 1 - top_p takes the other; 0: off. top_k: 1 takes the likelier value,
+        others change nothing. greedy: the likelier value of every bit.
 
-        seed: 0 to 2^64 - 1, or a `Seed` of an earlier output. generator: a `torch.Generator` or `numpy.random.Generator`
-        (or an int) that a seed is drawn from. Neither: a fresh seed, which `output.seeds` tells. first_picture: number of
-        the first picture, whose random numbers are counted by it.
+        seed: 0 to 2^64 - 1, or a `Seed` of an earlier output. generator: a `torch.Generator` or
+        `numpy.random.Generator` that a seed is drawn from, or an int, which is the seed. Neither: a fresh seed, which
+        `output.seeds` tells. first_picture: number of the first picture, which its random numbers are counted by.
 
         height, width: pixels of one of the model's sizes; or aspect, "W:H", and size, "0.06M", "0.25M", "0.60M", "1M".
         skip_scales: leave out the last 0 to 2. uncond_until: guidance ends at this scale.
@@ -188,16 +189,18 @@ class Pipeline:
         attention: a preset's name, the path of a JSON file (*.json), or a `sparvar.Plan`. None: sparvar on the
         CPU, dense on a GPU. batch_size: pictures that are drawn together; 0: as many as need little memory.
 
-        output_type: "pil", "np" or "pt"; see `PipelineOutput`. callback_on_scale_end(pipe, scale, state) is called after
-        every scale, with a `ScaleState`; what it raises ends the run. callback_previews: True, or the first scale: the
-        state has pictures of the scales so far (on the CPU; every preview costs a decoder run).
+        output_type: "pil", "np" or "pt"; see `PipelineOutput`. callback_on_scale_end(pipe, scale, state) is called
+        after every scale, with a `ScaleState`; what it raises ends the run. callback_previews: True, or the first scale
+        to show: the state has pictures of the scales so far (on the CPU; each costs a run of the decoder).
         """
         if output_type not in _OUTPUTS:
             raise UsageError(f"output_type: expected pil, np or pt, found {output_type!r}")
         if output_type == "pt":
             _torch()  # said before the picture is drawn
         if negative_prompt:
-            raise UsageError("negative_prompt: these models learned what no prompt means and take no other; leave it out")
+            raise UsageError(
+                "negative_prompt: these models learned what no prompt means and take no other; leave it out"
+            )
         if callback_previews is not False and callback_on_scale_end is None:
             raise UsageError("callback_previews: there is no callback_on_scale_end to show them to")
         options = _engine.GenerateOptions()
@@ -236,8 +239,8 @@ class Pipeline:
         if isinstance(attention, plans.Plan):
             if attention.schedule is not None and list(attention.schedule) != [tuple(grid) for grid in grids]:
                 raise UsageError(
-                    f"attention: plan {attention.name} is made for another schedule than this picture's, of {len(grids)} "
-                    f"scales up to {grids[-1][0]}x{grids[-1][1]}; make it for pipe.schedule"
+                    f"attention: plan {attention.name} is made for another schedule than this picture's, of "
+                    f"{len(grids)} scales up to {grids[-1][0]}x{grids[-1][1]}; make it for pipe.schedule"
                 )
             return attention.handle
         name = os.fspath(attention)
@@ -265,8 +268,8 @@ class Pipeline:
         if asked not in found:
             nearest = min(found or [own], key=lambda shape: abs(shape[0] - asked[0]) + abs(shape[1] - asked[1]))
             raise UsageError(
-                f"this model draws no pictures {asked[0]} high and {asked[1]} wide; the nearest are {nearest[0]} high and "
-                f"{nearest[1]} wide"
+                f"height, width: this model draws no pictures {asked[0]} high and {asked[1]} wide; the nearest are "
+                f"{nearest[0]} high and {nearest[1]} wide"
             )
         return found[asked]
 
@@ -337,7 +340,7 @@ def _seed(seed: int | Seed | None, generator: Any) -> int:
         return secrets.randbits(63)
     if seed is None:
         if isinstance(generator, (int, np.integer)):
-            seed = generator
+            seed = int(generator)
         elif isinstance(generator, np.random.Generator):
             seed = int(generator.integers(1 << 63))
         elif type(generator).__module__.startswith("torch"):
@@ -346,9 +349,8 @@ def _seed(seed: int | Seed | None, generator: Any) -> int:
             drawn = torch.randint((1 << 63) - 1, (1,), generator=generator, device=generator.device)
             seed = int(drawn.item())
         else:
-            raise UsageError(
-                f"generator: expected torch.Generator, numpy.random.Generator or a number, found {type(generator).__name__}"
-            )
+            found = type(generator).__name__
+            raise UsageError(f"generator: expected torch.Generator, numpy.random.Generator or a number, found {found}")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < _SEEDS:
         raise UsageError(f"seed: expected a whole number from 0 to 2^64 - 1, found {seed!r}")
     return int(seed)

@@ -15,14 +15,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 from . import _engine
 from .errors import UsageError
 from .lists import KeyLists
 
 Grid = tuple[int, int]
-Schedule = Sequence[Union[int, Grid]]
+Schedule: TypeAlias = Sequence[int | Grid]
 """Grids of the scales, smallest first: (height, width) in tokens, or one number for a square."""
 
 _ALL_LAYERS = (0, -1)
@@ -80,6 +80,7 @@ class Plan:
     name: str
     schedule: tuple[Grid, ...] | None
     rules: tuple[Rule, ...]
+    prunes: bool  # does it leave out tokens? Such plans are for Pipeline alone
     key: str  # the whole of it, as text
 
     def __init__(self, handle: _engine.AttentionPlan, schedule: Schedule | None = None) -> None:
@@ -91,6 +92,7 @@ class Plan:
             Rule(tuple(rule["layers"]), tuple(rule["scales"]), rule["method"], rule.get("decision_scale"))
             for rule in text["rules"]
         )
+        self.prunes = handle.prunes
         self.key = json.dumps({"plan": text, "schedule": self.schedule}, separators=(",", ":"))
         self._lists: dict[tuple[int, int], KeyLists] = {}
 
@@ -152,17 +154,26 @@ class Plan:
             if so_far == keys and h * w == queries:
                 return index
         raise UsageError(
-            f"attention: no scale of the plan's schedule has {queries} queries and {keys} keys; q is of one scale, k and v "
-            "of it and all before it"
+            f"attention: no scale of the plan's schedule has {queries} queries and {keys} keys; q is of one scale, k "
+            "and v of it and all before it"
         )
 
     def lists(self, layer: int, scale_index: int) -> KeyLists:
         """The keys of every tile of queries, where they are known beforehand (dense and csla)."""
+        self.require_kernels()
         known = (self.rule_index(layer, scale_index), scale_index)
         if known not in self._lists:
             made = _engine.Lists.of_plan(self.handle, list(self._schedule()), layer, scale_index)
             self._lists[known] = KeyLists(made)
         return self._lists[known]
+
+    def require_kernels(self) -> None:
+        """Raises where attention alone cannot follow the plan."""
+        if self.prunes:
+            raise UsageError(
+                f"attention: plan {self.name} prunes tokens: which ones run depends on the picture; it is for "
+                "sparvar.Pipeline alone"
+            )
 
     def _schedule(self) -> tuple[Grid, ...]:
         if self.schedule is None:
@@ -200,6 +211,8 @@ def combine(*plans: Plan, name: str = "combined") -> Plan:
     """The rules of several plans, one plan after the other: the first rule that fits holds."""
     if not plans:
         raise UsageError("combine: no plans")
+    if any(plan.prunes for plan in plans):
+        raise UsageError("combine: a plan that prunes tokens is not only rules")
     if len({plan.schedule for plan in plans}) > 1:
         raise UsageError("combine: the plans have different schedules; bind them to one")
     rules = [rule for plan in plans for rule in json.loads(plan.to_json())["rules"]]
@@ -227,10 +240,10 @@ def csla(
 ) -> Plan:
     """Static windows and sinks (SparVAR, CSLA).
 
-    A query sees a key of scale j if j < `sink_scales`, or if it lies in the window of side `windows[j]` (-1: none) around
-    the query's own place. `form` "lists": the exact keys of each `tile` (height, width) of queries, or of `rows` queries
-    in row order; "blocks": `block` queries by `block` keys in row order, computed whole, as published. `scales`: from the
-    first to the last one that is sparse; without, the last three, but none before scale 8.
+    A query sees a key of scale j if j < `sink_scales`, or if it lies in the window of side `windows[j]` (-1: none)
+    around the query's own place. `form` "lists": the exact keys of each `tile` (height, width) of queries, or of `rows`
+    queries in row order; "blocks": `block` queries by `block` keys in row order, computed whole, as published.
+    `scales`: from the first to the last one that is sparse; without, the last three, but none before scale 8.
     """
     rule = _rule("csla", schedule, layers, scales)
     count = 13 if schedule is None else len(schedule)
