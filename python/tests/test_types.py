@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import sparvar
+from conftest import ROOT
 
 PACKAGE = Path(sparvar.__file__).parent
 

@@ -10,6 +10,7 @@
 #include "attention/cs4a.h"
 #include "attention/csla.h"
 #include "attention/probe.h"
+#include "sparvar/error.h"
 #include "support.h"
 
 namespace sparvar {
