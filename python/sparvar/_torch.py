@@ -56,12 +56,12 @@ def attention(
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise UsageError("attention: the kernels have no gradients; call within torch.no_grad(), or detach q, k and v")
     step = step_of(plan, layer, scale_index, state)
-    if q.device.type == "cuda" and isinstance(plan, Plan):
-        index = plan.rule_index(layer, scale_index)
-        decision = plan.rules[index].decision_scale if index >= 0 else None
-        if plan.method(layer, scale_index) == "dense" or (decision is not None and scale_index < decision):
-            _require_keys(q, k, v, plan, scale_index)
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    on_gpu = q.device.type == "cuda"
+    if (
+        on_gpu and isinstance(plan, Plan) and plan.method(layer, scale_index) == "dense"
+    ):  # PyTorch's own is at home there
+        _require_keys(q, k, v, plan, scale_index)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
     which = (plan.key, layer, scale_index, scale, threads)
     if step in ("lists", "probe"):
         return cast("Tensor", torch.ops.sparvar.attend(q, k, v, *which))

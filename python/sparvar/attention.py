@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,38 @@ class AttentionState:
                 "must come in order"
             )
         return self.layers[layer]
+
+
+@overload
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    plan: Source,
+    layer: int = 0,
+    scale_index: int | None = None,
+    scale: float | None = None,
+    state: AttentionState | None = None,
+    out: None = None,
+    threads: int = 0,
+) -> torch.Tensor: ...
+
+
+@overload
+def attention(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    *,
+    plan: Source,
+    layer: int = 0,
+    scale_index: int | None = None,
+    scale: float | None = None,
+    state: AttentionState | None = None,
+    out: NDArray[Any] | None = None,
+    threads: int = 0,
+) -> NDArray[Any]: ...
 
 
 def attention(
