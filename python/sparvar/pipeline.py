@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -204,18 +205,21 @@ class Pipeline:
         if callback_previews is not False and callback_on_scale_end is None:
             raise UsageError("callback_previews: there is no callback_on_scale_end to show them to")
         options = _engine.GenerateOptions()
-        options.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        options.pictures_per_prompt = num_images_per_prompt
+        options.prompts = _prompts(prompt)
+        options.pictures_per_prompt = _whole("num_images_per_prompt", num_images_per_prompt)
         options.aspect, options.size = self._shape(height, width, aspect or "", size or "")
         options.guidance_scale = _numbers("guidance_scale", guidance_scale)
         options.tau = _numbers("tau", tau)
-        options.top_k, options.top_p, options.greedy = top_k, top_p, greedy
-        options.skip_scales = skip_scales
-        options.uncond_until = -1 if uncond_until is None else uncond_until
-        options.batch = batch_size
+        options.top_k = _whole("top_k", top_k)
+        options.top_p = _number("top_p", top_p)
+        options.greedy = bool(greedy)
+        options.skip_scales = _whole("skip_scales", skip_scales)
+        options.uncond_until = -1 if uncond_until is None else _whole("uncond_until", uncond_until)
+        options.batch = _whole("batch_size", batch_size)
         if isinstance(seed, Seed):
             first_picture = seed.picture
-        options.seed, options.first_picture = _seed(seed, generator), first_picture
+        options.seed = _seed(seed, generator)
+        options.first_picture = _whole("first_picture", first_picture, _SEEDS - 1)
         grids = _engine.picture_schedule(self.info["model_dir"], options.aspect, options.size)
         options.plan = self._plan(attention, grids)
         if callback_previews is not False:
@@ -319,6 +323,31 @@ class _Watcher:
         batch, scale = divmod(done - 1, self.scales)
         state = ScaleState(scale, self.scales, batch, total // self.scales, grid, seconds, previews)
         self.callback(self.pipe, scale, state)
+
+
+def _prompts(prompt: Any) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for one in prompts:
+        if not isinstance(one, str):
+            raise UsageError(f"prompt: expected a text or several, found {one!r}")
+    return prompts
+
+
+def _whole(name: str, given: Any, most: int = (1 << 31) - 1) -> int:
+    try:
+        number = operator.index(given)
+    except TypeError as error:
+        raise UsageError(f"{name}: expected a whole number, found {given!r}") from error
+    if not 0 <= number <= most:
+        raise UsageError(f"{name}: expected a whole number from 0 to {most}, found {number}")
+    return number
+
+
+def _number(name: str, given: Any) -> float:
+    try:
+        return float(given)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name}: expected one number, found {given!r}") from error
 
 
 def _numbers(name: str, given: Numbers) -> list[float]:

@@ -272,6 +272,11 @@ def test_errors_are_the_engines(model, few_scales, tmp_path):
         ({"attention": "clsa"}, "did you mean 'csla'"),
         ({"attention": plans.csla(sparvar.schedule())}, "another schedule"),
         ({"aspect": "7:1"}, "aspect"),
+        ({"num_images_per_prompt": 1.5}, "num_images_per_prompt: expected a whole number, found 1.5"),
+        ({"batch_size": -1}, "batch_size: expected a whole number from 0"),
+        ({"first_picture": 1 << 64}, "first_picture"),
+        ({"top_k": "x"}, "top_k"),
+        ({"top_p": [0.1, 0.2]}, "top_p: expected one number"),
         ({"callback_previews": True}, "callback_on_scale_end"),
     ]
     for options, message in refused:
@@ -279,6 +284,8 @@ def test_errors_are_the_engines(model, few_scales, tmp_path):
             pipe("a boat", **options)
     with pytest.raises(sparvar.UsageError, match="no prompt"):
         pipe([])
+    with pytest.raises(sparvar.UsageError, match="prompt: expected a text"):
+        pipe([b"a boat"])
 
 
 def test_progress_bars(few_scales, capsys):
