@@ -152,6 +152,14 @@ class Backend {
   /// Type of a product that one more operation reads and rounds.
   virtual DType product_type() const = 0;
 
+  // ---- on a stream and in memory of somebody else
+  /// Bytes of working memory that `body` takes at its largest. It is called without computing. 0 on the CPU.
+  virtual std::int64_t working_bytes(const std::function<void()>& body);
+  /// `body` with its work enqueued on `stream` (a stream of the device; null: its default one) and with its working
+  /// memory in `memory`, of at least working_bytes(body). What it makes must be gone when it returns. On the CPU:
+  /// body().
+  virtual void run_on(void* stream, void* memory, std::int64_t bytes, const std::function<void()>& body);
+
   // ---- tensors
   virtual Tensor empty(DType dtype, Shape shape) = 0;
   virtual Tensor zeros(DType dtype, Shape shape) = 0;
@@ -264,6 +272,9 @@ class Backend {
   /// [-1, 1] -> U8, floor(255 (x + 1) / 2), clamped; NaN is 0.
   virtual Tensor to_bytes(const Tensor& x) = 0;
 };
+
+inline std::int64_t Backend::working_bytes(const std::function<void()>&) { return 0; }
+inline void Backend::run_on(void*, void*, std::int64_t, const std::function<void()>& body) { body(); }
 
 struct CpuOptions {
   DType compute = DType::bf16;

@@ -31,23 +31,22 @@ struct AttentionRunner::Followed {
   }
 };
 
-struct AttentionRunner::Decision {
-  Tensor choice;  // I32 [B * H, groups, keys chosen]
-  Tensor cache;   // [B, n_S, H, D]: dense minus sparse
-
-  /// Guidance may have ended since: the rows that are left are the first.
-  void keep(std::int64_t rows, std::int64_t heads) {
-    if (rows * heads >= choice.dim(0)) return;
-    choice = choice.rows(0, rows * heads);
-    if (cache.defined()) cache = cache.rows(0, rows);
-  }
-};
-
 struct AttentionRunner::Probing {
   ProbeLayout layout;                // row by row
   std::vector<std::int32_t> probes;  // where they lie
   Followed lists;
 };
+
+namespace {
+
+/// Guidance may have ended since: the rows that are left are the first.
+void keep_rows(CarriedKeys& carried, std::int64_t rows, std::int64_t heads) {
+  if (rows * heads >= carried.choice.dim(0)) return;
+  carried.choice = carried.choice.rows(0, rows * heads);
+  if (carried.residual.defined()) carried.residual = carried.residual.rows(0, rows);
+}
+
+}  // namespace
 
 AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers,
                                  TokenOrder order)
@@ -89,6 +88,12 @@ void AttentionRunner::start(int scale) {
 
 void AttentionRunner::release() {
   for (auto& decision : decisions_) decision.reset();
+}
+
+CarriedKeys AttentionRunner::carried(int layer) const { return decisions_[layer] ? *decisions_[layer] : CarriedKeys{}; }
+
+void AttentionRunner::carry(int layer, CarriedKeys keys) {
+  decisions_[layer] = std::make_unique<CarriedKeys>(std::move(keys));
 }
 
 void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
@@ -138,12 +143,12 @@ void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionReci
 
 double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale) {
   if (scale <= method.decision_scale) return decide(method, layer, args, scale);
-  Decision* decision = decisions_[layer].get();
+  CarriedKeys* decision = decisions_[layer].get();
   if (decision == nullptr)
     throw Error(ErrorKind::usage,
                 fmt::format("plan {}: layer {} carries keys at scale {}, but did not decide at scale {}", plan_.name,
                             layer, scale, method.decision_scale));
-  decision->keep(args.q.dim(0), args.q.dim(1));
+  keep_rows(*decision, args.q.dim(0), args.q.dim(1));
   Followed& known = cs4a_[{&method, scale}];
   if (!known.prepared)
     known.prepare(backend_, places_, scale,
@@ -151,8 +156,8 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
                                static_cast<int>(decision->choice.dim(1)), static_cast<int>(decision->choice.dim(2))));
   show(layer, scale, known, decision->choice);
   attend(args, scale, known.prepared, decision->choice);
-  if (decision->cache.defined())
-    backend_.add_resized(args.out, decision->cache, places_.map(method.decision_scale), places_.map(scale));
+  if (decision->residual.defined())
+    backend_.add_resized(args.out, decision->residual, places_.map(method.decision_scale), places_.map(scale));
   return 0;  // counted on the device
 }
 
@@ -174,7 +179,7 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
   }
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
   dense(args, scale);
-  auto decision = std::make_unique<Decision>();
+  auto decision = std::make_unique<CarriedKeys>();
   {
     const Tensor sums = backend_.column_sums(args, known.recipe.tiles, keys_[scale]);
     args.statistics = Tensor();
@@ -184,7 +189,7 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
     AttentionArgs sparse = args;
     sparse.out = backend_.empty(args.out.dtype(), args.out.shape());
     attend(sparse, scale, known.prepared, decision->choice);
-    decision->cache = backend_.subtract(args.out, sparse.out, backend_.product_type());
+    decision->residual = backend_.subtract(args.out, sparse.out, backend_.product_type());
   }
   decisions_[layer] = std::move(decision);
   return 1;

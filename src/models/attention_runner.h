@@ -19,6 +19,12 @@ using ListObserver = std::function<void(int layer, int scale, const QueryTiles& 
 /// Sees the queries and keys of every (layer, scale) before attention runs, in the runner's order.
 using QueryObserver = std::function<void(int layer, int scale, const AttentionArgs& args)>;
 
+/// What a layer carries from its CS4A decision scale to the scales above.
+struct CarriedKeys {
+  Tensor choice;    // I32 [B * H, groups, keys chosen]
+  Tensor residual;  // [B, n_S, H, D]: dense minus sparse; undefined where the method adds none
+};
+
 class AttentionRunner {
  public:
   /// `order`: how the queries and keys of each scale lie, in every call.
@@ -34,6 +40,10 @@ class AttentionRunner {
   void release();
   /// Fills args.out for the queries of `scale`; k and v hold the keys of scales 0 .. scale. Scales must come in order.
   void run(int layer, int scale, AttentionArgs& args);
+  /// What run() left at the decision scale of a layer, and putting it back before the scales above: for callers that
+  /// keep it themselves. Nothing where nothing was decided.
+  CarriedKeys carried(int layer) const;
+  void carry(int layer, CarriedKeys keys);
   /// Pairs computed over pairs there are, and seconds spent, at the scale, all layers together. A device that records
   /// programs leaves the seconds at 0.
   double share_of_pairs(int scale) const;
@@ -41,7 +51,6 @@ class AttentionRunner {
 
  private:
   struct Static;    // tiles and lists that depend on the schedule only
-  struct Decision;  // what a layer keeps of its CS4A decision scale
   struct Followed;  // a recipe for lists, which depends on the schedule only
   struct Probing;   // the part of a probe plan that depends on the schedule only
   double dense(AttentionArgs& args, int scale);
@@ -67,7 +76,7 @@ class AttentionRunner {
   std::map<std::pair<const void*, int>, Static> csla_;  // by method and scale, as those below
   std::map<std::pair<const void*, int>, Followed> cs4a_;
   std::map<std::pair<const void*, int>, Probing> probing_;
-  std::vector<std::unique_ptr<Decision>> decisions_;  // per layer
+  std::vector<std::unique_ptr<CarriedKeys>> decisions_;  // per layer
 };
 
 }  // namespace sparvar

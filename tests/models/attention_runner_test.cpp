@@ -10,6 +10,7 @@
 #include "attention/cs4a.h"
 #include "attention/csla.h"
 #include "attention/probe.h"
+#include "sparvar/error.h"
 #include "support.h"
 
 namespace sparvar {
@@ -213,6 +214,32 @@ TEST_F(Runner, Cs4aCarriesKeysAndResidual) {
                 3e-5)
           << "seed " << seed << ", rows " << group.rows;
     }
+}
+
+TEST_F(Runner, WhatIsCarriedMayBeKeptByTheCaller) {
+  Cs4aAttention method;
+  method.decision_scale = 4;
+  method.granularity = 1;
+  method.group = {3, 4, 0};
+  const AttentionPlan plan{"x", {{0, -1, 4, -1, method}}};
+  AttentionRunner whole(*backend, plan, kSchedule, 2);
+  AttentionArgs decision = scene.at(4), args = scene.at(5);
+  whole.run(1, 4, decision);
+  whole.run(1, 5, args);
+  const Tensor expected = args.out.to(DType::f32);
+
+  AttentionRunner one(*backend, plan, kSchedule, 2), other(*backend, plan, kSchedule, 2);
+  EXPECT_FALSE(one.carried(1).choice.defined());
+  one.run(1, 4, decision);
+  EXPECT_FALSE(one.carried(0).choice.defined());
+  EXPECT_THROW(other.run(1, 5, args), Error) << "nothing is carried";
+  other.carry(1, one.carried(1));
+  backend->fill_zero(args.out);
+  other.run(1, 5, args);
+  ASSERT_EQ(args.out.size(), expected.size());
+  EXPECT_TRUE(std::equal(expected.data<float>(), expected.data<float>() + expected.size(), args.out.data<float>()));
+  other.release();
+  EXPECT_THROW(other.run(1, 5, args), Error);
 }
 
 TEST_F(Runner, ProbesChooseAndLendTheirResidual) {

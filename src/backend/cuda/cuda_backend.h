@@ -51,6 +51,8 @@ class CudaBackend final : public Backend {
   void reserve(const std::function<void()>& bodies) override;
   MemoryUse memory_use() const override;
   int recordings() const override { return recordings_; }
+  std::int64_t working_bytes(const std::function<void()>& body) override;
+  void run_on(void* stream, void* memory, std::int64_t bytes, const std::function<void()>& body) override;
   std::vector<ProductTime> product_times() const override;
   int length_step() const override { return 64; }
   DType product_type() const override { return compute_; }
@@ -135,6 +137,7 @@ class CudaBackend final : public Backend {
   Cudnn* cudnn();  // null where it cannot be loaded
   void* workspace() const { return workspace_.get(); }
   void select_device() const;
+  std::shared_ptr<Pool> planned(const std::function<void()>& bodies);
 
   DType compute_;
   bool fp8_;
