@@ -285,7 +285,9 @@ TEST(TorchFile, ArchivesThatAreBrokenAreRefused) {
   const std::size_t directory = good.find("PK\1\2");
   has(refusal(""), "empty");
   has(refusal("hello"), "not a zip archive");
-  has(refusal(raw("\x80\2\x8a\nl\xfc\x9c" "F\xf9 j\xa8P\x19.")), "before 1.6");
+  has(refusal(raw("\x80\2\x8a\nl\xfc\x9c"
+                  "F\xf9 j\xa8P\x19.")),
+      "before 1.6");
   for (std::size_t length = 4; length < good.size(); length += 7)
     EXPECT_NE(refusal(good.substr(0, length)), "accepted") << length;
   has(refusal(ZipWriter().add("a/x", "1").bytes()), "data.pkl");
