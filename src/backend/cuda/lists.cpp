@@ -154,10 +154,15 @@ void refuse_plan(const std::string& why) { throw Error(ErrorKind::usage, "attent
 }  // namespace
 
 /// Kept beside the weights: a program that is recorded reads it whenever it runs. Copied in a dry run too, as what is
-/// made then is used later.
+/// made then is used later. In the order of the stream, since kernels of lists that are gone may still read this
+/// memory; not while a program is recorded, of which it would become a part.
 Tensor CudaBackend::kept(const void* values, DType type, std::int64_t count) {
   Tensor out = weight_memory(type, {count});
   if (planning_ || count == 0) return out;
+  if (!recording_) {
+    check(cudaMemcpyAsync(out.raw(), values, out.bytes(), cudaMemcpyHostToDevice, stream_), "lists of keys");
+    return out;
+  }
   const Relaxed relaxed;
   check(cudaMemcpy(out.raw(), values, out.bytes(), cudaMemcpyHostToDevice), "lists of keys");
   return out;
