@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--tokenizer", type=Path, help="sentencepiece model (default: WORK/spiece.model)")
         sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
         sub.add_argument("--workers", type=int, help="processes that render (default: all cores)")
+        sub.add_argument("--processes", type=int, help="processes that train (default: one for each GPU)")
         sub.add_argument("--budget", type=float, default=1.0, help="share of the preset's seconds that stages take")
         sub.add_argument("--list-limit", type=int, help="names of each list that evaluation uses (default: all)")
 
@@ -89,6 +90,7 @@ def _run_stages(arguments: argparse.Namespace) -> None:
     run = Run(
         chosen, arguments.data, tokenizer, Folders(arguments.work, arguments.out, arguments.resume),
         getattr(arguments, "seconds", 1e9), arguments.device, arguments.workers, arguments.list_limit, arguments.stage,
+        arguments.processes,
     )  # fmt: skip
     run_all(run)
 

@@ -11,6 +11,7 @@ import torch.nn as nn
 from .errors import TrainingError
 from .files import load_shards, save_shards, write_bytes
 from .loop import Ema, State
+from .team import Team
 
 
 @dataclass
@@ -44,9 +45,14 @@ def resume(
 
 
 def save(
-    folders: Folders, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, state: State
-) -> None:
-    """Everything into the work folder, the average as bf16 into the output folder too."""
+    folders: Folders, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, state: State,
+    team: Team,
+) -> None:  # fmt: skip
+    """Everything into the work folder, the average as bf16 into the output folder too. The whole team calls it: the
+    lead writes, and its weights become everyone's, in case that roundings drifted apart."""
+    team.align(model.state_dict().values())
+    if not team.lead:
+        return
     value = {
         "weights": model.state_dict(),
         "average": ema.tensors,

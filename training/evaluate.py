@@ -17,6 +17,7 @@ from .quantise import Pyramid
 from .render import PictureStore
 from .sampling import Settings
 from .sheets import smaller, write_sheet
+from .team import Team
 from .tokens import Tokenizer
 from .train_transformer import TextToBits
 from .train_vae import measure
@@ -46,8 +47,9 @@ class Evaluator:
 
     def __init__(
         self, preset: Preset, model: TextToBits, vae: BsqVae, tokenizer: Tokenizer, store: PictureStore,
-        device: torch.device, log: Log, batch: int = 32,
+        device: torch.device, log: Log, team: Team, batch: int = 32,
     ) -> None:  # fmt: skip
+        self.team = team
         self.preset, self.model, self.vae, self.tokenizer, self.store = preset, model, vae, tokenizer, store
         self.device, self.log, self.batch = device, log, batch
         self.pyramid = Pyramid(preset.scales, device)
@@ -67,17 +69,17 @@ class Evaluator:
         return keys
 
     def draw(self, prompts: list[str], settings: Settings, scales: int | None = None) -> Tensor:
-        """Prompts to small pictures [N, 3*64*64]."""
-        parts = []
-        progress = Progress(f"drawing {len(prompts)} prompts", len(prompts))
-        for begin in range(0, len(prompts), self.batch):
+        """Prompts to small pictures [N, 3*64*64]; the team shares the work, and pictures are the same in any team."""
+        drawn = torch.zeros(len(prompts), self.small.shape[1], device=self.device)
+        progress = Progress(f"drawing {len(prompts)} prompts", len(prompts), quiet=not self.team.lead)
+        for begin in range(self.batch * self.team.rank, len(prompts), self.batch * self.team.size):
             some = prompts[begin : begin + self.batch]
             pictures = self.model.draw(
                 self.vae, self.pyramid, self.tokenizer, some, settings._replace(seed=settings.seed + begin), scales
             )
-            parts.append(smaller(pictures.clamp(-1, 1)).flatten(1))
-            progress.step(len(some))
-        return torch.cat(parts)
+            drawn[begin : begin + len(some)] = smaller(pictures.clamp(-1, 1)).flatten(1)
+            progress.step(len(some) * self.team.size)
+        return self.team.sum(drawn)
 
     def rank(self, keys: list[str], drawn: Tensor) -> Following:
         """Ranks each drawn picture's named picture among all pictures of its style by L2 of 64x64 RGB."""
@@ -144,9 +146,11 @@ class Evaluator:
 
 
 def evaluate(evaluator: Evaluator, out: Path, settings: Settings | None, limit: int | None = None) -> dict:
-    """Writes report.json, report.md and sheet-36.jpg into `out`; `limit` shortens every list (for tests)."""
-    held_out = set(read_list("unseen"))
-    report: dict = {"preset": evaluator.preset.name, "psnr": evaluator.reconstruction(held_out, limit or 200)}
+    """Writes report.json, report.md and sheet-36.jpg into `out`; `limit` shortens every list (for tests).
+
+    The whole team draws, the lead does the rest and has the report; the others get an empty one.
+    """
+    report: dict = {"preset": evaluator.preset.name}
     if settings is None:
         settings, report["defaults_table"] = evaluator.choose_defaults(limit)
     report["defaults"] = {"cfg": settings.cfg, "tau": settings.tau}
@@ -154,6 +158,9 @@ def evaluate(evaluator: Evaluator, out: Path, settings: Settings | None, limit: 
         following = evaluator.follow(evaluator.known(name, limit), settings)
         report[name] = following._asdict()
         evaluator.log.write("following", list=name, top1=following.top1, top5=following.top5, prompts=following.prompts)
+    if not evaluator.team.lead:
+        return {}
+    report["psnr"] = evaluator.reconstruction(set(read_list("unseen")), limit or 200)
     if len(evaluator.preset.scales) > 5:
         report["attention"] = evaluator.attention(evaluator.known("validation", 4), settings)
     report["sheet_prompts"] = evaluator.sample_sheet(out / "sheet-36.jpg", settings)

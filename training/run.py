@@ -8,13 +8,14 @@ import torch
 
 from .checkpoint import Folders
 from .config import Preset
-from .data import Drawing, read_drawings, read_list
+from .data import read_drawings, read_list
 from .errors import TrainingError
 from .evaluate import Evaluator, evaluate
 from .files import load_shards, save_shards
 from .loop import Clock, State, set_up_device
 from .progress import Log
 from .render import PictureStore, render
+from .team import Team, size_for, start
 from .tokens import Tokenizer
 from .train_transformer import TextToBits, TransformerTraining, encode_pictures, train_phase
 from .train_vae import load_vae, train_vae
@@ -39,6 +40,12 @@ class Run:
     workers: int | None = None
     list_limit: int | None = None  # of the lists that evaluation reads: a rehearsal needs a few only
     goal: str = "run"  # or vae, transformer, evaluate: one stage only
+    processes: int | None = None  # none: one for each GPU
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the rendered pictures."""
+        return self.folders.work / f"pictures-{self.preset.pixels}"
 
 
 def newest_state(preset: Preset, folders: Folders) -> State:
@@ -70,32 +77,31 @@ def _carry_forward(folders: Folders) -> None:
 
 
 class Runner:
-    """The stages of one run."""
+    """The stages of one run, in each process of a team."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.clock = run, Clock(run.seconds)
+    def __init__(self, team: Team, run: Run, clock: Clock) -> None:
+        self.team, self.run, self.clock = team, run, clock
         self.device = set_up_device(run.device)
         self.kind = "cuda" if self.device.type == "cuda" else "cpu"
         self.folders = run.folders
-        for folder in (self.folders.work, self.folders.out):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.state = newest_state(run.preset, self.folders)
-        self.state.runs += 1
-        _carry_forward(self.folders)
-        self.log = Log(self.folders.work / "log.jsonl", self.folders.out / "log.jsonl")
+        if team.lead:
+            self.state = newest_state(run.preset, self.folders)
+            self.state.runs += 1
+            _carry_forward(self.folders)
+        self.state = team.same(self.state if team.lead else None)
+        names = [self.folders.work / "log.jsonl", self.folders.out / "log.jsonl"] if team.lead else []
+        self.log = Log(*names, quiet=not team.lead)
         self.held_out = set(read_list("unseen"))
 
     def pictures(self) -> PictureStore:
-        """Renders what is missing and loads it."""
-        drawings: list[Drawing] = read_drawings(self.run.data)
-        folder = self.folders.work / f"pictures-{self.run.preset.pixels}"
-        render(drawings, folder, self.run.preset.pixels, self.run.workers)
-        store = PictureStore.load(folder, drawings, self.device)
-        self.log.write("pictures", count=len(store.drawings), left=self.clock.left())
+        """Loads what `run_all` rendered."""
+        store = PictureStore.load(self.run.pictures, read_drawings(self.run.data), self.device)
+        self.log.write("pictures", count=len(store.drawings), processes=self.team.size, left=self.clock.left())
         return store
 
     def _time_for(self, stage_left: float, start: dict[str, float] = START_SECONDS) -> bool:
-        return stage_left > 0 and self.clock.left() > start[self.kind] + RESERVE_SECONDS[self.kind]
+        (left,) = self.team.agreed(self.clock.left())
+        return stage_left > 0 and left > start[self.kind] + RESERVE_SECONDS[self.kind]
 
     def _features(self, store: PictureStore) -> torch.Tensor:
         path = self.folders.work / "features.pt"
@@ -105,7 +111,9 @@ class Runner:
             if len(features) == len(store.drawings):
                 return features
         features = encode_pictures(vae, store, self.log)
-        torch.save(features, path)
+        self.team.wait()  # so that no one finds half a file
+        if self.team.lead:
+            torch.save(features, path)
         return features
 
     def train(self, store: PictureStore) -> None:
@@ -115,10 +123,12 @@ class Runner:
         if self.run.goal == "transformer" and vae_left > 0:
             raise TrainingError(f"the VAE has {vae_left:.0f} seconds of its training left; run the stage `vae` first")
         if self._time_for(vae_left, VAE_START_SECONDS):
-            (self.folders.work / "features.pt").unlink(missing_ok=True)
+            if self.team.lead:
+                (self.folders.work / "features.pt").unlink(missing_ok=True)
             train_vae(
-                preset, store, self.held_out, self.device, self.folders, self.state, self.clock, self.log, reserve
-            )
+                preset, store, self.held_out, self.device, self.folders, self.state, self.clock, self.log, reserve,
+                self.team,
+            )  # fmt: skip
         if self.run.goal == "vae" or self._vae_left() > 0:
             return
         left = [p for p in preset.phases if self.state.stage(p.name).seconds < p.seconds]
@@ -126,7 +136,7 @@ class Runner:
             return
         training = TransformerTraining(
             preset, load_vae(preset, self.folders.work, self.device), store, self._features(store),
-            Tokenizer(self.run.tokenizer), self.held_out, self.device, self.folders, self.state,
+            Tokenizer(self.run.tokenizer), self.held_out, self.device, self.folders, self.state, self.team,
         )  # fmt: skip
         for phase in left:
             if not self._time_for(phase.seconds - self.state.stage(phase.name).seconds):
@@ -147,13 +157,14 @@ class Runner:
 
     def evaluate(self, store: PictureStore) -> None:
         """The report, if there is a model and time."""
-        if self.clock.left() < EVALUATION_SECONDS[self.kind] and self.run.goal == "run":
+        (left,) = self.team.agreed(self.clock.left())
+        if left < EVALUATION_SECONDS[self.kind] and self.run.goal == "run":
             self.log.write("evaluation", skipped="too little time is left; run again")
             return
         preset, work = self.run.preset, self.folders.work
         evaluator = Evaluator(
             preset, TextToBits.load(preset, work, self.device), load_vae(preset, work, self.device),
-            Tokenizer(self.run.tokenizer), store, self.device, self.log,
+            Tokenizer(self.run.tokenizer), store, self.device, self.log, self.team,
         )  # fmt: skip
         evaluate(evaluator, self.folders.out, None, limit=self.run.list_limit)
 
@@ -164,8 +175,9 @@ class Runner:
             self.train(store)
         if self.run.goal == "evaluate" or (self.run.goal == "run" and self.complete()):
             self.evaluate(store)
-        self.state.save(self.folders.work)
-        self.state.save(self.folders.out)
+        if self.team.lead:
+            self.state.save(self.folders.work)
+            self.state.save(self.folders.out)
         seconds = {name: round(stage.seconds) for name, stage in self.state.stages.items()}
         self.log.write("end", complete=self.complete(), **seconds, left=self.clock.left())
 
@@ -174,4 +186,12 @@ def run_all(run: Run) -> None:
     """Continues the training."""
     if run.seconds <= 0:
         raise TrainingError(f"--seconds {run.seconds:g}: a run takes more than 0 seconds", 2)
-    Runner(run).all()
+    clock, size = Clock(run.seconds), size_for(run.device, run.processes)
+    for folder in (run.folders.work, run.folders.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    render(read_drawings(run.data), run.pictures, run.preset.pixels, run.workers)
+    start(size, _run, run, clock)
+
+
+def _run(team: Team, run: Run, clock: Clock) -> None:
+    Runner(team, run, clock).all()

@@ -18,6 +18,7 @@ from .quantise import Pyramid
 from .render import PictureStore
 from .sampling import Settings, walk
 from .sheets import write_sheet
+from .team import Team
 from .text_encoder import PAD, T5Encoder
 from .tokens import Tokenizer, caption_table
 from .transformer import Infinity, Layout
@@ -119,8 +120,9 @@ class TransformerTraining:
 
     def __init__(
         self, preset: Preset, vae: BsqVae, store: PictureStore, features: Tensor, tokenizer: Tokenizer,
-        held_out: set[str], device: torch.device, folders: Folders, state: State,
+        held_out: set[str], device: torch.device, folders: Folders, state: State, team: Team,
     ) -> None:  # fmt: skip
+        self.team = team
         self.preset, self.device, self.folders, self.state = preset, device, folders, state
         self.vae, self.tokenizer, self.features = vae, tokenizer, features
         if len(tokenizer) > preset.text.vocab:
@@ -133,7 +135,10 @@ class TransformerTraining:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, preset), lr=1e-3, betas=(0.9, 0.95), fused=device.type == "cuda"
         )
+        self.parameters = list(self.model.parameters())
         self.ema = resume(folders, "ar", self.model, self.optimizer, 0.9995, 20_000, device)
+        team.align([*self.model.state_dict().values(), *self.ema.tensors.values()])
+        torch.manual_seed(1000 * state.runs + team.rank)
         self.compiled: list[nn.Module] = list(self.model.transformer.all_blocks())
         if device.type == "cuda":
             compile_parts(self.compiled)
@@ -141,7 +146,7 @@ class TransformerTraining:
             tokenizer, store.drawings, preset.captions_a_picture, preset.text_tokens, seed=state.runs
         ).to(device)
         self._probability = store.training_weights(held_out)
-        self._rng = np.random.default_rng(1000 + state.runs)
+        self._rng = np.random.default_rng((1000 + state.runs, team.rank))
         self._layouts: dict[int, tuple[Layout, Tensor]] = {}
 
     def _layout(self, scales: int) -> tuple[Layout, Tensor]:
@@ -157,7 +162,7 @@ class TransformerTraining:
         return self.features[index].float(), self.captions[index, variant].long()
 
     def step(self, scales: int, count: int) -> tuple[Tensor, Tensor]:
-        """One step on `count` pictures; returns the loss and the share of right bits of each scale."""
+        """One step on `count` pictures of this process; returns the loss and the share of right bits of each scale."""
         features, ids = self._batch(count)
         words, bits = self.pyramid.training_inputs(features, scales, SELF_CORRECTION)
         layout, weights = self._layout(scales)
@@ -171,7 +176,8 @@ class TransformerTraining:
         loss = (errors * weights).sum(1).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.team.average_gradients(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.ema.step()
         with torch.no_grad():
@@ -186,7 +192,7 @@ class TransformerTraining:
 
     def save(self) -> None:
         """Everything into the work folder, the average as bf16 into the output folder."""
-        save(self.folders, "ar", self.model, self.optimizer, self.ema, self.state)
+        save(self.folders, "ar", self.model, self.optimizer, self.ema, self.state, self.team)
 
     def write_samples(self, name: str, scales: int) -> None:
         """A sheet of the same prompts as ever, drawn by the average."""
@@ -207,26 +213,31 @@ def train_phase(training: TransformerTraining, phase: Phase, clock: Clock, log: 
     rng, saves = np.random.default_rng(stage.steps + 17), SaveTimer()
     shares = np.array([share for _, _, share in phase.mix])
     losses: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    while stage.seconds < phase.seconds and clock.left() > reserve:
+    team = training.team
+    (left,) = team.agreed(clock.left())
+    while stage.seconds < phase.seconds and left > reserve:
         progress = stage.seconds / phase.seconds
         training.set_rate(
             cosine(phase.lr_first, phase.lr_last, progress) * min(1.0, (here + 1) / training.preset.warm_steps)
         )
         scales, count, _ = phase.mix[rng.choice(len(shares), p=shares / shares.sum())]
-        figures = training.step(scales, count)
+        figures = training.step(scales, team.share(count))
         losses.setdefault(scales, []).append(figures)
         here, stage.steps, stage.pictures = here + 1, stage.steps + 1, stage.pictures + count
         if here % 10 == 0 or here < 5:
             figures[0].item()  # so that the clock tells what was done, not what was asked for
-        stage.seconds += timer.lap()
-        if saves.due():
+        lap, left, due = team.agreed(timer.lap(), clock.left(), saves.due())
+        stage.seconds += lap * team.size
+        if due:
             training.save()
         if here % 200 == 0:
             _report(phase.name, training, stage.seconds, stage.steps, losses, clock, log)
             losses = {}
     _report(phase.name, training, stage.seconds, stage.steps, losses, clock, log)
     training.save()
-    training.write_samples(phase.name, phase.scales)
+    if team.lead:
+        training.write_samples(phase.name, phase.scales)
+    team.wait()
 
 
 def _report(

@@ -16,6 +16,7 @@ from .progress import Log
 from .quantise import Pyramid
 from .render import PictureStore
 from .sheets import write_sheet
+from .team import Team
 from .vae import BsqVae, psnr, reconstruction_loss, straight_through
 
 COMMITMENT = 0.5
@@ -59,15 +60,19 @@ def measure(vae: BsqVae, pyramid: Pyramid, store: PictureStore, index: Tensor, d
 class VaeTraining:
     """The model with its average and optimizer."""
 
-    def __init__(self, preset: Preset, device: torch.device, folders: Folders, state: State) -> None:
+    def __init__(self, preset: Preset, device: torch.device, folders: Folders, state: State, team: Team) -> None:
+        self.team = team
         self.preset, self.device, self.folders, self.state = preset, device, folders, state
         self.pyramid = Pyramid(preset.scales, device)
         self.vae = BsqVae(preset.vae).to(device)
         self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = list(self.vae.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.vae.parameters(), lr=preset.vae_lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=device.type == "cuda"
+            self.parameters, lr=preset.vae_lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=device.type == "cuda"
         )
         self.ema = resume(folders, "vae", self.vae, self.optimizer, 0.999, 10_000, device)
+        team.align([*self.vae.state_dict().values(), *self.ema.tensors.values()])
+        torch.manual_seed(1000 * state.runs + team.rank)
         if device.type == "cuda":
             compile_parts(list(self.vae.res_blocks()))
 
@@ -83,43 +88,54 @@ class VaeTraining:
         loss = reconstruction_loss(picture, x) + COMMITMENT * F.mse_loss(features, whole)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.team.average_gradients(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.ema.step()
         return loss.detach()
 
     def save(self) -> None:
         """Everything into the work folder, the average as bf16 into the output folder."""
-        save(self.folders, "vae", self.vae, self.optimizer, self.ema, self.state)
+        save(self.folders, "vae", self.vae, self.optimizer, self.ema, self.state, self.team)
 
 
 def train_vae(
     preset: Preset, store: PictureStore, held_out: set[str], device: torch.device, folders: Folders, state: State,
-    clock: Clock, log: Log, reserve: float,
+    clock: Clock, log: Log, reserve: float, team: Team,
 ) -> None:  # fmt: skip
     """Trains until the stage's seconds are spent or `reserve` seconds of the clock are left, and saves."""
-    training = VaeTraining(preset, device, folders, state)
+    training = VaeTraining(preset, device, folders, state, team)
     stage, timer, saves = state.stage("vae"), StepTimer(preset.step_seconds), SaveTimer()
-    rng = np.random.default_rng(stage.steps + 1)
+    rng = np.random.default_rng((stage.steps + 1, team.rank))
     weights = store.training_weights(held_out)
     unseen = torch.tensor([i for i, d in enumerate(store.drawings) if d.key in held_out][:48] or [0], device=device)
     here, losses = 0, torch.zeros((), device=device)
-    while stage.seconds < preset.vae_seconds and clock.left() > reserve:
+    (left,) = team.agreed(clock.left())
+    while stage.seconds < preset.vae_seconds and left > reserve:
         rate = cosine(preset.vae_lr, preset.vae_lr * 0.01, stage.seconds / preset.vae_seconds)
         for group in training.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (here + 1) / preset.warm_steps)
-        index = torch.from_numpy(rng.choice(len(weights), preset.vae_batch, p=weights)).to(device)
+        index = torch.from_numpy(rng.choice(len(weights), team.share(preset.vae_batch), p=weights)).to(device)
         losses += training.step(store.batch(index))
         here, stage.steps, stage.pictures = here + 1, stage.steps + 1, stage.pictures + preset.vae_batch
         if here % 10 == 0 or here < 5:
             losses.item()  # so that the clock tells what was done, not what was asked for
-        stage.seconds += timer.lap()
-        if saves.due():
+        lap, left, due = team.agreed(timer.lap(), clock.left(), saves.due())
+        stage.seconds += lap * team.size
+        if due:
             training.save()
         if here % 250 == 0:
             log.write("vae", seconds=stage.seconds, steps=stage.steps, loss=losses.item() / 250, rate=rate,
-                      left=clock.left())  # fmt: skip
+                      left=left)  # fmt: skip
             losses.zero_()
+    if team.lead:
+        _show(training, store, unseen, log)
+    training.save()
+
+
+def _show(training: VaeTraining, store: PictureStore, unseen: Tensor, log: Log) -> None:
+    """Measures the average on pictures that training never saw, and draws some."""
+    stage, folders = training.state.stage("vae"), training.folders
     with training.ema.applied(), eager(list(training.vae.res_blocks())):
         training.vae.eval()
         figures = [measure(training.vae, training.pyramid, store, unseen, d) for d in range(4)]
@@ -128,4 +144,3 @@ def train_vae(
         rows = [x, *(reconstruct(training.vae, training.pyramid, x, d) for d in (0, 2, 3))]
         write_sheet(torch.cat(rows), folders.out / "sheet-vae.jpg", columns=len(x))
         training.vae.train()
-    training.save()

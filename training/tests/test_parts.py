@@ -23,6 +23,7 @@ from training.quantise import Pyramid
 from training.render import PictureStore, render
 from training.run import newest_state
 from training.sampling import Settings, draw_bits, walk
+from training.team import Team
 from training.text_encoder import T5Encoder, relative_buckets
 from training.tokens import Tokenizer, caption_table, train_tokenizer
 from training.train_transformer import TransformerTraining
@@ -279,7 +280,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(data: Path, tmp_path: P
     features = torch.randn(len(drawings), TINY.vae.bits, 8, 8).half()
 
     def vae_step(folder: Path) -> VaeTraining:
-        training = VaeTraining(TINY, cpu, Folders(folder, folder, None), State("tiny"))
+        training = VaeTraining(TINY, cpu, Folders(folder, folder, None), State("tiny"), Team())
         torch.manual_seed(int(training.ema.steps))
         training.step(store.batch(torch.arange(2)))
         return training
@@ -287,7 +288,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(data: Path, tmp_path: P
     def bits_step(folder: Path) -> TransformerTraining:
         training = TransformerTraining(
             TINY, BsqVae(TINY.vae), store, features, Tokenizer(tmp_path / "s"), set(), cpu,
-            Folders(folder, folder, None), State("tiny"),
+            Folders(folder, folder, None), State("tiny"), Team(),
         )  # fmt: skip
         torch.manual_seed(int(training.ema.steps))
         training.set_rate(1e-3)
