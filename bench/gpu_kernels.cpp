@@ -1,6 +1,7 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
 // the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms]
-// [fp8]; none: all; profile: each plan once, for a profiler. One JSON object on standard output.
+// [fp8]; none: all; profile: each plan once, for a profiler; older: plans beside themselves with kernels that newer
+// ones replaced. One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -299,7 +300,8 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
 
 /// A whole plan at one layer, everything between q, k, v and the output, as the transformer calls it.
 /// `once`: each scale once and nothing timed, for a profiler.
-void measure_plan(const std::string& name, int heads, bool once, Backend& backend, nlohmann::ordered_json& report) {
+void measure_plan(const std::string& name, int heads, bool once, Backend& backend, nlohmann::ordered_json& report,
+                  const std::string& kernels = "") {
   const ScaleSchedule schedule = *schedule_1m(1.0);
   const int scales = static_cast<int>(schedule.size());
   AttentionRunner runner(backend, AttentionPlan::preset(name, 1, scales), schedule, 1);
@@ -323,11 +325,12 @@ void measure_plan(const std::string& name, int heads, bool once, Backend& backen
     }
     const double seconds = median_seconds(backend, call);
     const double dense = median_seconds(backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); });
-    report["plans"].push_back({{"plan", fmt::format("{} 2x{} heads of {}, {} x {}", name, heads, kDim, queries, keys)},
-                               {"share_of_pairs", runner.share_of_pairs(scale)},
-                               {"own_us", seconds * 1e6},
-                               {"dense_us", dense * 1e6},
-                               {"dense_over_own", dense / seconds}});
+    report["plans"].push_back(
+        {{"plan", fmt::format("{}{} 2x{} heads of {}, {} x {}", name, kernels, heads, kDim, queries, keys)},
+         {"share_of_pairs", runner.share_of_pairs(scale)},
+         {"own_us", seconds * 1e6},
+         {"dense_us", dense * 1e6},
+         {"dense_over_own", dense / seconds}});
   }
 }
 
@@ -436,9 +439,9 @@ void run(const std::set<std::string>& sections) {
     for (const Layer& layer : kLayers) report["convolutions"].push_back(measure(layer, library.get(), rate, stream));
   if (wanted("attention"))
     for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
-  const auto device = [&](bool hopper) {
-    return make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper},
-                             why);
+  const auto device = [&](bool hopper, const CudaOptions::Older& older = {}) {
+    return make_cuda_backend(
+        {.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper, .older = older}, why);
   };
   if (wanted("lists")) {
     const std::unique_ptr<Backend> backend = device(true), older = device(false);
@@ -459,6 +462,16 @@ void run(const std::set<std::string>& sections) {
     if (!backend) throw Error(ErrorKind::system, why);
     for (const char* name : {"csla", "csla-blocks", "cs4a-rows", "cs4a", "probe", "sparvar"})
       measure_plan(name, 28, profile, *backend, report);
+  }
+  // Plans with a kernel that a newer one replaced: only where they are asked for.
+  if (sections.contains("older")) {
+    const std::vector<std::tuple<const char*, const char*, CudaOptions::Older>> cases = {
+        {"probe", "", {}}, {"probe", ", choice by column sums", {.choice = true}}};
+    for (const auto& [name, kernels, older] : cases) {
+      const std::unique_ptr<Backend> backend = device(true, older);
+      if (!backend) throw Error(ErrorKind::system, why);
+      measure_plan(name, 28, profile, *backend, report, kernels);
+    }
   }
   if (wanted("norms"))
     for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})

@@ -221,6 +221,13 @@ class Backend {
   /// ordered that of the smaller counts (they descend) the largest come first. Of equal sums the lower key; NaN is
   /// least.
   virtual Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) = 0;
+  /// dense_attention with its statistics, and select_keys of the column_sums of `groups`. Where every group is one
+  /// query a device may choose by logits, so that keys whose probabilities round to the same number differ too.
+  virtual Tensor attend_and_choose(AttentionArgs& args, const QueryTiles& groups, int keys,
+                                   const std::vector<int>& counts) {
+    dense_attention(args, keys);
+    return select_keys(column_sums(args, groups, keys), counts);
+  }
   virtual AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) = 0;
   /// Every tile attends to its list, made of `choice` I32 [B * H, groups, per group]. Adds to `pairs` (I64 [1], may be
   /// undefined) the pairs of query and key computed.
@@ -279,6 +286,10 @@ struct CudaOptions {
   bool planning = false;
   /// false: on Hopper too, attend to lists of keys with the kernel of sm_80, to test and compare it.
   bool hopper = true;
+  /// Kernels that newer ones replace, to test and time both.
+  struct Older {
+    bool choice = false;  // a single query chooses its keys by column sums, not by its logits
+  } older = {};
 };
 /// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::string& why);

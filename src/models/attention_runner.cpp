@@ -167,13 +167,9 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
                              .fixed = {}});
   }
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
-  dense(args, scale);
   auto decision = std::make_unique<Decision>();
-  {
-    const Tensor sums = backend_.column_sums(args, known.recipe.tiles, keys_[scale]);
-    args.statistics = Tensor();
-    decision->choice = backend_.select_keys(sums, counts);
-  }
+  decision->choice = backend_.attend_and_choose(args, known.recipe.tiles, keys_[scale], counts);
+  args.statistics = Tensor();
   if (method.residual) {
     AttentionArgs sparse = args;
     sparse.out = backend_.empty(args.out.dtype(), args.out.shape());
@@ -198,12 +194,8 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   dense_args.q = backend_.gather_queries(args.q, probes);
   dense_args.out = backend_.empty(args.out.dtype(), {args.q.dim(0), count, args.q.dim(1), args.q.dim(3)});
   dense_args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), count, 2});
-  dense(dense_args, scale);
-  Tensor choice;
-  {
-    const Tensor sums = backend_.column_sums(dense_args, known.layout.choosers, keys_[scale]);
-    choice = backend_.select_keys(sums, {known.lists.recipe.chosen});
-  }
+  const Tensor choice =
+      backend_.attend_and_choose(dense_args, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen});
   show(layer, scale, known.lists.recipe, choice);
   attend(args, scale, known.lists.prepared, choice);
   if (method.residual) {

@@ -144,6 +144,12 @@ class HostSide final : public Backend {
   Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override {
     return down(device_->select_keys(up(sums), counts));
   }
+  Tensor attend_and_choose(AttentionArgs& args, const QueryTiles& groups, int keys,
+                           const std::vector<int>& counts) override {
+    Tensor choice;
+    change(args, [&](AttentionArgs& a) { choice = down(device_->attend_and_choose(a, groups, keys, counts)); });
+    return choice;
+  }
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override { return device_->prepare_recipe(recipe); }
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override {
     Tensor counted = up(pairs);

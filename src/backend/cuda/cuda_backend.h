@@ -32,6 +32,8 @@ struct Gpu {
 
 /// Throws Error(usage) where q, k, v and the number of keys do not fit each other.
 void check_args(const AttentionArgs& args, int keys);
+/// Are keys of so few queries shared out to parts (attend_in_parts)?
+bool shares_out_keys(const AttentionArgs& args, int keys);
 /// Heads of other sizes are taken through f32.
 constexpr bool fits_tensor_cores(std::int64_t dim) { return dim % 8 == 0 && dim <= 128; }
 
@@ -96,6 +98,8 @@ class CudaBackend final : public Backend {
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override;
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
   Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
+  Tensor attend_and_choose(AttentionArgs& args, const QueryTiles& groups, int keys,
+                           const std::vector<int>& counts) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
@@ -125,7 +129,7 @@ class CudaBackend final : public Backend {
   Tensor loaded(const Tensor& from, DType type);
   Tensor loaded_e4m3(const Tensor& from);
   void attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend);
-  void attend_in_parts(AttentionArgs& args, int keys);
+  void attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits = {});
   Tensor kept(const void* values, DType type, std::int64_t count);
   Tensor kept_rows(const std::vector<std::int32_t>& rows);
   Tensor converted(const Tensor& x, DType type);
@@ -141,6 +145,7 @@ class CudaBackend final : public Backend {
   Gpu gpu_;
   bool planning_;
   bool hopper_;
+  CudaOptions::Older older_;
   bool dry_ = false;
   bool recording_ = false;
   int recordings_ = 0;

@@ -64,6 +64,10 @@ std::int64_t aligned_keys(std::int64_t keys) {
   return (keys + KeyRange::kAlignment - 1) / KeyRange::kAlignment * KeyRange::kAlignment;
 }
 
+std::int64_t whole_stages(std::int64_t keys) {
+  return (keys + LogitRows::kStage - 1) / LogitRows::kStage * LogitRows::kStage;
+}
+
 DeviceTiles put_tiles(const QueryTiles& tiles, const std::function<Tensor(const void*, DType, std::int64_t)>& kept) {
   DeviceTiles out;
   const std::vector<TileRows> pieces = pieces_of(tiles, TileRows::kMost, out.most);
@@ -290,7 +294,7 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
 }
 
 /// Dense attention of few queries, whose keys are shared out in parts that different multiprocessors take.
-void CudaBackend::attend_in_parts(AttentionArgs& args, int keys) {
+void CudaBackend::attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits) {
   constexpr int kPartsWanted = 264;  // two for each multiprocessor of an H100
   constexpr int kLeastKeys = 512;
   const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
@@ -306,7 +310,7 @@ void CudaBackend::attend_in_parts(AttentionArgs& args, int keys) {
     for (int i = 0; i < keys; ++i) all[i] = i;
     for (int p = 0; p < parts; ++p) {
       const std::int64_t begin = p == 0 ? 0 : ranges.back().first + ranges.back().keys;
-      const std::int64_t end = p + 1 == parts ? keys : aligned_keys(std::int64_t{keys} * (p + 1) / parts);
+      const std::int64_t end = p + 1 == parts ? keys : whole_stages(std::int64_t{keys} * (p + 1) / parts);
       ranges.push_back({.first = begin, .keys = static_cast<int>(end - begin), .unused = 0});
       for (int t = 0; t < tiles.count(); ++t)
         pieces.push_back(
@@ -329,6 +333,7 @@ void CudaBackend::attend_in_parts(AttentionArgs& args, int keys) {
   call.tile_count = parts * tiles.count();
   call.list_tiles = parts;
   call.most_queries = std::min(queries, 64);
+  call.logits = logits;
   list_attention(call, stream_);
   merge_parts(split.out.raw(), split.statistics.data<float>(), args.out.dtype(), static_cast<int>(args.q.dim(0)),
               static_cast<int>(args.q.dim(1)), static_cast<int>(args.q.dim(3)), queries, parts, args.out.raw(),
@@ -388,6 +393,36 @@ Tensor CudaBackend::select_keys(const Tensor& sums, const std::vector<int>& coun
     cuda::select_keys(sums.data<float>(), sums.dim(0) * sums.dim(1), keys, added.data(), static_cast<int>(added.size()),
                       out.data<std::int32_t>(), stream_);
   return out;
+}
+
+Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const QueryTiles& groups, int keys,
+                                      const std::vector<int>& counts) {
+  check_args(args, keys);
+  bool single = true;
+  for (int g = 0; g < groups.count(); ++g) single = single && groups.rows_in(g) == 1;
+  const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
+  const std::int64_t stride = whole_stages(keys);
+  if (older_.choice || !hopper_ || !single || counts.size() != 1 || counts[0] > ChooseOfLogits::kMostChosen ||
+      stride > ChooseOfLogits::kMostKeys || args.q.dtype() != DType::bf16 ||
+      !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) || !shares_out_keys(args, keys))
+    return Backend::attend_and_choose(args, groups, keys, counts);
+  const Tensor row_of = kept_rows(groups.rows);
+  Tensor choice = empty(DType::i32, {heads, groups.count(), counts[0]});
+  Tensor logits = empty(DType::f32, {heads, args.q.dim(2), stride});
+  Tensor largest = empty(DType::f32, {heads, args.q.dim(2), stride / LogitRows::kGroup});
+  const LogitRows rows{.logits = logits.data<float>(), .largest = largest.data<float>(), .stride = stride};
+  attend_in_parts(args, keys, rows);
+  if (computes())
+    choose_of_logits({.rows = rows,
+                      .lists = static_cast<int>(heads),
+                      .queries = static_cast<int>(args.q.dim(2)),
+                      .groups = groups.count(),
+                      .keys = keys,
+                      .chosen = counts[0],
+                      .row_of = row_of.data<std::int32_t>(),
+                      .choice = choice.data<std::int32_t>()},
+                     stream_);
+  return choice;
 }
 
 void CudaBackend::add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) {

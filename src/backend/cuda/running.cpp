@@ -93,6 +93,7 @@ CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<Cu
       gpu_(std::move(gpu)),
       planning_(options.planning),
       hopper_(options.hopper),
+      older_(options.older),
       dry_(options.planning),
       cublas_(std::move(cublas)) {
   if (planning_) {

@@ -281,7 +281,35 @@ __device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&
   commit_products();
 }
 
-template <int kDim, int kGroups>
+/// Writes the logits of the 64 keys from `place` on, of which `left` are there. `rows`: of the logits, negative where a
+/// thread's row is not there.
+__device__ inline void write_logits(const ListAttention& a, const float (&s)[kKeys / 8][4], const int (&rows)[2],
+                                    std::int64_t place, int left) {
+  const int lane = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const std::int64_t at = max(rows[half], 0) * a.logits.stride + place;
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {  // of the keys
+      float x[LogitRows::kGroup];
+      float largest = 0;
+#pragma unroll
+      for (int i = 0; i < LogitRows::kGroup; ++i) {
+        const int block = 4 * part + i / 2;
+        x[i] = block * 8 + 2 * lane + i % 2 < left ? fmaf(s[block][2 * half + i % 2], a.scale, 0.0F) : NAN;
+        largest = i == 0 ? x[0] : fmaxf(largest, x[i]);
+      }
+      if (rows[half] >= 0) {
+        auto* const to = reinterpret_cast<float4*>(a.logits.logits + at + 32 * part + 8 * lane);
+        __stcs(to, make_float4(x[0], x[1], x[2], x[3]));
+        __stcs(to + 1, make_float4(x[4], x[5], x[6], x[7]));
+        a.logits.largest[at / LogitRows::kGroup + 4 * part + lane] = largest;
+      }
+    }
+  }
+}
+
+template <int kDim, int kGroups, bool kLogits>
 __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers barriers) {
   using S = Shape<kDim, kGroups>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -306,6 +334,11 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
     unsigned p[S::kStageKeys / 16][4];
     float shrink[2];
     const float scale = a.scale * kLog2E;
+    int logit_rows[2] = {-1, -1};
+    if constexpr (kLogits)
+      for (int half = 0; half < 2; ++half)
+        if (const int row = warp * 16 + lane / 4 + 8 * half; row < tile.queries)
+          logit_rows[half] = work.index * a.queries + __ldg(a.rows + tile.first_query + row);
     const auto begin_stage = [&] {
       wait_barrier(barriers.full(ring.stage), ring.turn);
       show_to_products();
@@ -322,6 +355,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
       wait_products<0>();
       turns.pass();
       settle(s);
+      if constexpr (kLogits) write_logits(a, s, logit_rows, work.range.first, count);
       weigh(running, s, scale, count, shrink);
       pack_weights(p, s);
     }
@@ -336,6 +370,8 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
         wait_products<1>();
         turns.pass();
         settle(s);
+        if constexpr (kLogits)
+          write_logits(a, s, logit_rows, work.range.first + (count - left) + S::kStageKeys, left - S::kStageKeys);
         weigh(running, s, scale, left - S::kStageKeys, shrink);
         wait_products<0>();
         settle(running.out);
@@ -362,7 +398,8 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
 
 #endif  // Hopper
 
-template <int kDim, int kGroups>
+/// kLogits: they are written too.
+template <int kDim, int kGroups, bool kLogits>
 __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
     attend_lists_hopper(const ListAttention a) {
 #if __CUDA_ARCH__ >= 900
@@ -386,20 +423,20 @@ __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim,
     gather<kDim, kGroups>(a, memory, barriers);
   } else {
     take_registers<kMultiplierRegisters<kGroups>>();
-    attend<kDim, kGroups>(a, memory, barriers);
+    attend<kDim, kGroups, kLogits>(a, memory, barriers);
   }
 #endif
 }
 
-template <int kDim, int kGroups>
+template <int kDim, int kGroups, bool kLogits = false>
 void launch(const ListAttention& args, cudaStream_t stream) {
   using S = Shape<kDim, kGroups>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups>,
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups, kLogits>,
                                                           cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
   const int items = args.batch * args.heads * args.tile_count;
   const auto blocks = static_cast<unsigned>(std::min(items, multiprocessors() * S::kBlocks));
-  launch_early(attend_lists_hopper<kDim, kGroups>, blocks, S::kThreads, S::kSharedBytes, stream, 1, args);
+  launch_early(attend_lists_hopper<kDim, kGroups, kLogits>, blocks, S::kThreads, S::kSharedBytes, stream, 1, args);
   check_launch("attention of lists (Hopper)");
 }
 
@@ -411,7 +448,9 @@ bool hopper_takes_heads_of(int dim) {
 
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
   with_head_dim(args.dim, [&](auto dim) {
-    if (args.most_queries <= 64)
+    if (args.logits.logits != nullptr)
+      launch<dim, 1, true>(args, stream);
+    else if (args.most_queries <= 64)
       launch<dim, 1>(args, stream);
     else if (args.most_queries > 128)
       launch<dim, 3>(args, stream);

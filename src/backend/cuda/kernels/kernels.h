@@ -167,6 +167,15 @@ struct alignas(16) KeyRange {
   std::int64_t first = 0;
   std::int32_t keys = 0, unused = 0;
 };
+/// Logits of queries, in the order that threads of attention_hopper.cu hold them: 64 keys after 64, of which the four
+/// eights of either half are those of four threads (logit_choice.cu: key_at).
+struct LogitRows {
+  static constexpr int kStage = 64;
+  static constexpr int kGroup = 8;
+  float* logits = nullptr;   // [B * H, queries, stride]; NaN where there is no key
+  float* largest = nullptr;  // [B * H, queries, stride / kGroup]: of each group; NaN counts for nothing
+  std::int64_t stride = 0;   // a multiple of kStage
+};
 struct ListAttention {
   const void* q = nullptr;  // [B, H, queries, D]
   const void* k = nullptr;  // [B, H, capacity, D]
@@ -185,6 +194,9 @@ struct ListAttention {
   float scale = 1;
   float* statistics = nullptr;  // f32 [B, H, out_queries, 2], or null
   bool hopper = true;           // attention_hopper.cu where it can; false: the kernel of sm_80
+  /// What is written of them, where `logits` is given: attention_hopper.cu only, tiles of up to 64 queries, and lists
+  /// of keys in a row, where keys[first] is first, a multiple of LogitRows::kStage.
+  LogitRows logits = {};
 };
 /// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.
 void list_attention(const ListAttention& args, cudaStream_t stream);
@@ -250,6 +262,19 @@ struct BuildLists {
   unsigned long long* pairs = nullptr;     // += queries times keys of every list, or null
 };
 void build_lists(const BuildLists& args, cudaStream_t stream);
+
+// ---------------------------------------------------------------- logit_choice.cu
+/// What select_keys chooses where every group is one query: the keys of its largest logits, in no order.
+struct ChooseOfLogits {
+  static constexpr int kMostKeys = 12288;
+  static constexpr int kMostChosen = 640;
+  LogitRows rows;
+  int lists = 0, queries = 0, groups = 0, keys = 0;
+  int chosen = 0;                        // of `keys`, at most all of them
+  const std::int32_t* row_of = nullptr;  // device [groups]: the query of each
+  std::int32_t* choice = nullptr;        // [lists, groups, chosen]
+};
+void choose_of_logits(const ChooseOfLogits& args, cudaStream_t stream);
 
 // ---------------------------------------------------------------- rows.cu
 /// out [B, rows, H, D] f32 = rows of x [B, n, H, D] of `type`.

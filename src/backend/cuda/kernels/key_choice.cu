@@ -12,13 +12,6 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kBins = 2048;
 constexpr unsigned kTaken = 0xffffffffU;  // of a value that was chosen already; no number is ordered as high
 
-/// Unsigned numbers in the order of the floats; NaN is least.
-__device__ inline unsigned ordered(float x) {
-  if (x != x) return 0;
-  const unsigned bits = __float_as_uint(x);
-  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
-}
-
 /// Sum of the values of all threads before this one; `total` of all. All threads call it.
 __device__ inline unsigned sum_before(unsigned x, unsigned& total) {
   __shared__ unsigned of_warp[kWarps];
