@@ -466,7 +466,9 @@ void run(const std::set<std::string>& sections) {
   // Plans with a kernel that a newer one replaced: only where they are asked for.
   if (sections.contains("older")) {
     const std::vector<std::tuple<const char*, const char*, CudaOptions::Older>> cases = {
-        {"probe", "", {}}, {"probe", ", choice by column sums", {.choice = true}}};
+        {"probe", "", {}},
+        {"probe", ", choice by column sums", {.choice = true}},
+        {"probe", ", lists key by key", {.lists = true}}};
     for (const auto& [name, kernels, older] : cases) {
       const std::unique_ptr<Backend> backend = device(true, older);
       if (!backend) throw Error(ErrorKind::system, why);

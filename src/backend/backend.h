@@ -289,6 +289,7 @@ struct CudaOptions {
   /// Kernels that newer ones replace, to test and time both.
   struct Older {
     bool choice = false;  // a single query chooses its keys by column sums, not by its logits
+    bool lists = false;   // lists of a choice are written key by key
   } older = {};
 };
 /// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.

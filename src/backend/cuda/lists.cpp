@@ -283,7 +283,8 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
                      .capacity = own.capacity,
                      .ranges = reinterpret_cast<KeyRange*>(ranges.raw()),
                      .list_keys = keys.data<std::int32_t>(),
-                     .pairs = pairs.defined() ? reinterpret_cast<unsigned long long*>(pairs.raw()) : nullptr},
+                     .pairs = pairs.defined() ? reinterpret_cast<unsigned long long*>(pairs.raw()) : nullptr,
+                     .staged = !older_.lists},
                     stream_);
   ListAttention call = call_of(args, own.tiles, hopper_);
   call.ranges = reinterpret_cast<const KeyRange*>(ranges.raw());

@@ -260,6 +260,7 @@ struct BuildLists {
   KeyRange* ranges = nullptr;              // [lists, tiles]
   std::int32_t* list_keys = nullptr;       // [lists, tiles, capacity]
   unsigned long long* pairs = nullptr;     // += queries times keys of every list, or null
+  bool staged = true;                      // false: written key by key, as it was at first
 };
 void build_lists(const BuildLists& args, cudaStream_t stream);
 
