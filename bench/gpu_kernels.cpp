@@ -414,12 +414,13 @@ nlohmann::ordered_json measure_norm(std::int64_t rows, int width, cudaStream_t s
           {"own_gb_s", static_cast<double>(rows) * width * 12 / seconds * 1e-9}};
 }
 
-/// At the sizes of Infinity-8B.
+/// The linear layers of Infinity-8B.
+const std::vector<std::pair<std::int64_t, std::int64_t>> kLayerSizes = {
+    {3584, 10752}, {3584, 3584}, {3584, 14336}, {14336, 3584}};
+
 void measure_fp8(Backend& backend, cudaStream_t stream, nlohmann::ordered_json& report) {
   for (const std::int64_t rows : {2, 32, 72, 288, 1152, 8192})
-    for (const auto& [in, out] :
-         {std::pair{3584L, 10752L}, std::pair{3584L, 3584L}, std::pair{3584L, 14336L}, std::pair{14336L, 3584L}})
-      report["fp8"].push_back(measure_layer(backend, rows, in, out));
+    for (const auto& [in, out] : kLayerSizes) report["fp8"].push_back(measure_layer(backend, rows, in, out));
   for (const std::int64_t rows : {2, 288, 8192}) {
     report["quantise"].push_back(measure_quantise(rows, 3584, false, stream));
     report["quantise"].push_back(measure_quantise(rows, 14336, true, stream));
@@ -474,6 +475,13 @@ void run(const std::set<std::string>& sections) {
       if (!backend) throw Error(ErrorKind::system, why);
       measure_plan(name, 28, profile, *backend, report, kernels);
     }
+    const std::unique_ptr<Backend> backend = device(true), other = device(true, {.rows = true});
+    if (!backend || !other) throw Error(ErrorKind::system, why);
+    for (const std::int64_t rows : {64, 72, 128})
+      for (const auto& [in, out] : kLayerSizes)
+        report["rows"].push_back({{"layer", fmt::format("{} x {} -> {}", rows, in, out)},
+                                  {"own_us", layer_us(*backend, LinearKind::plain, rows, in, out)},
+                                  {"cublaslt_us", layer_us(*other, LinearKind::plain, rows, in, out)}});
   }
   if (wanted("norms"))
     for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})

@@ -289,6 +289,7 @@ struct CudaOptions {
   /// Kernels that newer ones replace, to test and time both.
   struct Older {
     bool choice = false;  // a single query chooses its keys by column sums, not by its logits
+    bool rows = false;    // products of 65 to 128 rows are cuBLASLt's
     bool lists = false;   // lists of a choice are written key by key
   } older = {};
 };

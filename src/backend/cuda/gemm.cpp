@@ -25,8 +25,6 @@ void check_blas(cublasStatus_t status, const char* what) {
     throw Error(ErrorKind::system, fmt::format("cuBLASLt: {}: status {}", what, static_cast<int>(status)));
 }
 
-bool own_takes(const GemmShape& shape) { return supports_few_rows(shape.type, shape.rows, shape.in, shape.out); }
-
 FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y) {
   return {.type = shape.type,
           .x = x.values,
@@ -98,7 +96,8 @@ struct Gemms::Problem {
   std::vector<Operand> weights;
 };
 
-Gemms::Gemms(const CublasLt& library, cudaStream_t stream) : library_(library), stream_(stream) {
+Gemms::Gemms(const CublasLt& library, cudaStream_t stream, std::int64_t most_own_rows)
+    : library_(library), stream_(stream), most_own_rows_(most_own_rows) {
   check_blas(library.cublasLtCreate(&handle_), "starting");
 }
 
@@ -112,7 +111,7 @@ Gemms::Problem& Gemms::problem(const GemmShape& shape) {
   std::unique_ptr<Problem>& known = problems_[shape];
   if (known) return *known;
   auto made = std::make_unique<Problem>(library_);
-  made->own = own_takes(shape);
+  made->own = shape.rows <= most_own_rows_ && supports_few_rows(shape.type, shape.rows, shape.in, shape.out);
   if (!made->own) {
     describe(shape, *made);
     find_candidates(shape, *made);

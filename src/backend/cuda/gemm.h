@@ -34,7 +34,8 @@ struct GemmShape {
 
 class Gemms {
  public:
-  Gemms(const CublasLt& library, cudaStream_t stream);
+  /// Products of more than `most_own_rows` rows are the library's, whatever few_rows.cu could take.
+  Gemms(const CublasLt& library, cudaStream_t stream, std::int64_t most_own_rows = 1 << 30);
   Gemms(const Gemms&) = delete;
   Gemms& operator=(const Gemms&) = delete;
   ~Gemms();
@@ -63,6 +64,7 @@ class Gemms {
 
   const CublasLt& library_;
   cudaStream_t stream_;
+  std::int64_t most_own_rows_;
   cublasLtHandle_t handle_ = nullptr;
   std::map<GemmShape, std::unique_ptr<Problem>> problems_;
 };
