@@ -469,7 +469,9 @@ void run(const std::set<std::string>& sections) {
     const std::vector<std::tuple<const char*, const char*, CudaOptions::Older>> cases = {
         {"probe", "", {}},
         {"probe", ", choice by column sums", {.choice = true}},
-        {"probe", ", lists key by key", {.lists = true}}};
+        {"probe", ", lists key by key", {.lists = true}},
+        {"csla-blocks", "", {}},
+        {"csla-blocks", ", keys gathered", {.boxes = true}}};
     for (const auto& [name, kernels, older] : cases) {
       const std::unique_ptr<Backend> backend = device(true, older);
       if (!backend) throw Error(ErrorKind::system, why);

@@ -290,6 +290,7 @@ struct CudaOptions {
   struct Older {
     bool choice = false;  // a single query chooses its keys by column sums, not by its logits
     bool rows = false;    // products of 65 to 128 rows are cuBLASLt's
+    bool boxes = false;   // keys in a row are gathered like any other
     bool lists = false;   // lists of a choice are written key by key
   } older = {};
 };

@@ -25,6 +25,7 @@ class CudaLists final : public AttentionLists {
   Tensor ranges, keys;
   int lists = 1, list_tiles = 0;
   int most_key = 0;  // one more than the largest
+  int box_keys = 0;  // ListAttention::box_keys
 };
 
 class CudaRecipe final : public AttentionRecipe {
@@ -79,6 +80,18 @@ DeviceTiles put_tiles(const QueryTiles& tiles, const std::function<Tensor(const 
   out.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
   out.wide_pieces = out.wide_most > out.most ? kept(wide.data(), DType::u8, bytes_of(wide)) : out.pieces;
   return out;
+}
+
+/// ListAttention::box_keys of these lists, whose largest key is keys_end - 1.
+int box_keys_of(const KeyLists& lists, int keys_end) {
+  if (keys_end <= 0) return 0;
+  const auto fits = [&](int box) {
+    for (std::size_t at = 0; at + 1 < lists.offset.size(); ++at)
+      for (std::int64_t r = lists.offset[at]; r < lists.offset[at + 1]; ++r)
+        if (lists.runs[r].count % box != 0 && lists.runs[r].begin + lists.runs[r].count != keys_end) return false;
+    return true;
+  };
+  return fits(128) ? 128 : fits(64) ? 64 : 0;
 }
 
 ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool hopper) {
@@ -189,6 +202,7 @@ AttentionListsPtr CudaBackend::prepare_lists(const QueryTiles& tiles, const KeyL
         {.first = first, .keys = static_cast<int>(static_cast<std::int64_t>(keys.size()) - first), .unused = 0});
     keys.resize(static_cast<std::size_t>(aligned_keys(static_cast<std::int64_t>(keys.size()))));
   }
+  out->box_keys = box_keys_of(lists, out->most_key);
   out->lists = lists.lists;
   out->list_tiles = lists.tiles;
   out->tiles = put_tiles(tiles, [this](const void* x, DType type, std::int64_t count) { return kept(x, type, count); });
@@ -211,6 +225,8 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
   call.keys = address<std::int32_t>(own.keys);
   call.list_tiles = own.list_tiles;
   call.own_lists = own.lists > 1;
+  call.box_keys = older_.boxes ? 0 : own.box_keys;
+  call.keys_end = own.most_key;
   list_attention(call, stream_);
 }
 

@@ -197,6 +197,10 @@ struct ListAttention {
   /// What is written of them, where `logits` is given: attention_hopper.cu only, tiles of up to 64 queries, and lists
   /// of keys in a row, where keys[first] is first, a multiple of LogitRows::kStage.
   LogitRows logits = {};
+  /// Not 0: lists are whole boxes of so many keys in a row, in boxes of the list, but for the last one, which may end
+  /// at keys_end, behind the last key of all. Such keys are fetched by Hopper's copy engine.
+  int box_keys = 0;
+  int keys_end = 0;
 };
 /// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.
 void list_attention(const ListAttention& args, cudaStream_t stream);
