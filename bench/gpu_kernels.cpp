@@ -235,6 +235,27 @@ double median_seconds(Backend& device, const std::function<void()>& call) {
   return samples[6];
 }
 
+/// Dense attention that a device may do by itself or leave to cuDNN.
+const std::vector<Heads> kMiddleHeads = {{2, 28, 128, 144, 265},  {2, 28, 128, 256, 521},  {2, 28, 128, 400, 921},
+                                         {2, 28, 128, 576, 1497}, {2, 16, 128, 256, 521},  {2, 16, 128, 400, 921},
+                                         {2, 16, 128, 576, 1497}, {2, 16, 128, 1024, 2521}};
+
+double dense_us(const Heads& h, Backend& device) {
+  AttentionArgs args{.q = device.random(DType::bf16, {h.batch, h.heads, h.queries, h.dim}, 1, 1.0F),
+                     .k = device.random(DType::bf16, {h.batch, h.heads, h.keys, h.dim}, 2, 1.0F),
+                     .v = device.random(DType::bf16, {h.batch, h.heads, h.keys, h.dim}, 3, 1.0F),
+                     .out = device.empty(DType::bf16, {h.batch, h.queries, h.heads, h.dim}),
+                     .scale = 0.1F,
+                     .statistics = {}};
+  constexpr int kCalls = 16;
+  const auto body = [&] {
+    for (int i = 0; i < kCalls; ++i) device.dense_attention(args, h.keys);
+  };
+  device.reserve(body);
+  const ProgramPtr program = device.program(body);
+  return median_seconds(device, [&] { program->run(); }) / kCalls * 1e6;
+}
+
 /// Tiles of queries, their lists, and what they are called.
 struct Lists {
   std::string name;
@@ -477,8 +498,15 @@ void run(const std::set<std::string>& sections) {
       if (!backend) throw Error(ErrorKind::system, why);
       measure_plan(name, 28, profile, *backend, report, kernels);
     }
-    const std::unique_ptr<Backend> backend = device(true), other = device(true, {.rows = true});
-    if (!backend || !other) throw Error(ErrorKind::system, why);
+    const std::unique_ptr<Backend> backend = device(true), other = device(true, {.dense = true, .rows = true}),
+                                   gathers = device(true, {.boxes = true});
+    if (!backend || !other || !gathers) throw Error(ErrorKind::system, why);
+    for (const Heads& h : kMiddleHeads)
+      report["dense"].push_back(
+          {{"attention", fmt::format("{}x{} heads of {}, {} x {}", h.batch, h.heads, h.dim, h.queries, h.keys)},
+           {"own_us", dense_us(h, *backend)},
+           {"gathered_us", dense_us(h, *gathers)},
+           {"cudnn_us", dense_us(h, *other)}});
     for (const std::int64_t rows : {64, 72, 128})
       for (const auto& [in, out] : kLayerSizes)
         report["rows"].push_back({{"layer", fmt::format("{} x {} -> {}", rows, in, out)},

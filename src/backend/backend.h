@@ -289,6 +289,7 @@ struct CudaOptions {
   /// Kernels that newer ones replace, to test and time both.
   struct Older {
     bool choice = false;  // a single query chooses its keys by column sums, not by its logits
+    bool dense = false;   // dense attention in the middle between few and many queries is cuDNN's
     bool rows = false;    // products of 65 to 128 rows are cuBLASLt's
     bool boxes = false;   // keys in a row are gathered like any other
     bool lists = false;   // lists of a choice are written key by key

@@ -135,7 +135,9 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
                             .statistics = args.statistics.defined() ? args.statistics.data<float>() : nullptr};
   const double work = static_cast<double>(call.batch * heads) * static_cast<double>(queries) * keys * dim;
   if (shares_out_keys(args, keys)) return attend_in_parts(args, keys);
-  if (!planning_ && call.type == DType::bf16 && work >= kWorthCudnn && heads * dim > kNarrow && cudnn() != nullptr) {
+  const bool wide = call.type == DType::bf16 && work >= kWorthCudnn && heads * dim > kNarrow;
+  if (const int tile = wide ? tile_for_all_keys(args, keys) : 0; tile > 0) return attend_parts(args, keys, 1, tile);
+  if (!planning_ && wide && cudnn() != nullptr) {
     const Cudnn::AttentionShape shape = cudnn_shape(call);
     if (cudnn()->supports_attention(shape)) {
       Tensor scratch = empty(DType::u8, {cudnn()->attention_workspace(shape)});

@@ -27,6 +27,7 @@ struct Gpu {
   int index = 0;
   std::string name;
   int major = 0, minor = 0;
+  int multiprocessors = 1;
   std::int64_t free_bytes = 0, total_bytes = 0;
 };
 
@@ -129,7 +130,11 @@ class CudaBackend final : public Backend {
   Tensor loaded(const Tensor& from, DType type);
   Tensor loaded_e4m3(const Tensor& from);
   void attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend);
+  struct Parts;
+  const Parts& parts_of(int queries, int keys, int parts, int per_tile);
+  void attend_parts(const AttentionArgs& args, int keys, int parts, int per_tile, const LogitRows& logits = {});
   void attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits = {});
+  int tile_for_all_keys(const AttentionArgs& args, int keys) const;
   Tensor kept(const void* values, DType type, std::int64_t count);
   Tensor kept_rows(const std::vector<std::int32_t>& rows);
   Tensor converted(const Tensor& x, DType type);
@@ -155,11 +160,12 @@ class CudaBackend final : public Backend {
   std::shared_ptr<Pool> working_;
   std::shared_ptr<void> workspace_;  // of cuBLASLt
   std::int64_t planned_working_ = 0;
-  /// What attention in parts needs, by queries, keys and parts.
+  /// What attention in parts needs, by queries, keys, parts and queries of a tile.
   struct Parts {
     Tensor pieces, ranges, rows, keys;
+    int count = 0;  // pieces
   };
-  std::map<std::array<int, 3>, Parts> parts_;
+  std::map<std::array<int, 4>, Parts> parts_;
   std::map<std::vector<std::int32_t>, Tensor> kept_rows_;
   Uploader uploader_;
   std::unique_ptr<Gemms> gemms_;

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "backend/cuda/check.h"
 #include "backend/cuda/cuda_backend.h"
@@ -310,51 +311,85 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
   list_attention(call, stream_);
 }
 
+/// Tiles of `per_tile` queries and all keys, in `parts` parts: part p writes behind the outputs of the parts before.
+const CudaBackend::Parts& CudaBackend::parts_of(int queries, int keys, int parts, int per_tile) {
+  Parts& known = parts_[{queries, keys, parts, per_tile}];
+  if (known.rows.defined()) return known;
+  const QueryTiles tiles = row_tiles(queries, per_tile);
+  std::vector<TileRows> pieces;
+  std::vector<KeyRange> ranges;
+  std::vector<std::int32_t> all(static_cast<std::size_t>(aligned_keys(keys)));
+  for (int i = 0; i < keys; ++i) all[i] = i;
+  for (int p = 0; p < parts; ++p) {
+    const std::int64_t begin = p == 0 ? 0 : ranges.back().first + ranges.back().keys;
+    const std::int64_t end = p + 1 == parts ? keys : whole_stages(std::int64_t{keys} * (p + 1) / parts);
+    ranges.push_back({.first = begin, .keys = static_cast<int>(end - begin), .unused = 0});
+    for (int t = 0; t < tiles.count(); ++t)
+      pieces.push_back({.first_query = tiles.offset[t], .queries = tiles.rows_in(t), .list = p, .shift = p * queries});
+  }
+  known.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
+  known.ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
+  known.keys = kept(all.data(), DType::i32, static_cast<std::int64_t>(all.size()));
+  known.rows = kept(tiles.rows.data(), DType::i32, queries);
+  known.count = parts * tiles.count();
+  return known;
+}
+
+void CudaBackend::attend_parts(const AttentionArgs& args, int keys, int parts, int per_tile, const LogitRows& logits) {
+  const Parts& known = parts_of(static_cast<int>(args.q.dim(2)), keys, parts, per_tile);
+  if (!computes()) return;
+  ListAttention call = call_of(args, {}, hopper_);
+  call.tiles = address<TileRows>(known.pieces);
+  call.ranges = address<KeyRange>(known.ranges);
+  call.rows = address<std::int32_t>(known.rows);
+  call.keys = address<std::int32_t>(known.keys);
+  call.tile_count = known.count;
+  call.list_tiles = parts;
+  call.most_queries = std::min(static_cast<int>(args.q.dim(2)), per_tile);
+  call.logits = logits;
+  call.box_keys = older_.boxes ? 0 : parts == 1 ? 128 : LogitRows::kStage;
+  call.keys_end = keys;
+  list_attention(call, stream_);
+}
+
 /// Dense attention of few queries, whose keys are shared out in parts that different multiprocessors take.
 void CudaBackend::attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits) {
   constexpr int kPartsWanted = 264;  // two for each multiprocessor of an H100
   constexpr int kLeastKeys = 512;
   const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
   const auto queries = static_cast<int>(args.q.dim(2));
-  const QueryTiles tiles = row_tiles(queries, 64);
-  const int parts =
-      static_cast<int>(std::clamp<std::int64_t>(kPartsWanted / (heads * tiles.count()), 1, keys / kLeastKeys));
-  Parts& known = parts_[{queries, keys, parts}];
-  if (!known.rows.defined()) {
-    std::vector<TileRows> pieces;
-    std::vector<KeyRange> ranges;
-    std::vector<std::int32_t> all(static_cast<std::size_t>(aligned_keys(keys)));
-    for (int i = 0; i < keys; ++i) all[i] = i;
-    for (int p = 0; p < parts; ++p) {
-      const std::int64_t begin = p == 0 ? 0 : ranges.back().first + ranges.back().keys;
-      const std::int64_t end = p + 1 == parts ? keys : whole_stages(std::int64_t{keys} * (p + 1) / parts);
-      ranges.push_back({.first = begin, .keys = static_cast<int>(end - begin), .unused = 0});
-      for (int t = 0; t < tiles.count(); ++t)
-        pieces.push_back(
-            {.first_query = tiles.offset[t], .queries = tiles.rows_in(t), .list = p, .shift = p * queries});
-    }
-    known.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
-    known.ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
-    known.keys = kept(all.data(), DType::i32, static_cast<std::int64_t>(all.size()));
-    known.rows = kept(tiles.rows.data(), DType::i32, queries);
-  }
+  const std::int64_t tiles = (queries + 63) / 64;
+  const int parts = static_cast<int>(std::clamp<std::int64_t>(kPartsWanted / (heads * tiles), 1, keys / kLeastKeys));
   AttentionArgs split = args;
   split.out = empty(args.out.dtype(), {args.q.dim(0), std::int64_t{parts} * queries, args.q.dim(1), args.q.dim(3)});
   split.statistics = empty(DType::f32, {args.q.dim(0), args.q.dim(1), std::int64_t{parts} * queries, 2});
-  if (!computes()) return;
-  ListAttention call = call_of(split, {}, hopper_);
-  call.tiles = address<TileRows>(known.pieces);
-  call.ranges = address<KeyRange>(known.ranges);
-  call.rows = address<std::int32_t>(known.rows);
-  call.keys = address<std::int32_t>(known.keys);
-  call.tile_count = parts * tiles.count();
-  call.list_tiles = parts;
-  call.most_queries = std::min(queries, 64);
-  call.logits = logits;
-  list_attention(call, stream_);
-  merge_parts(split.out.raw(), split.statistics.data<float>(), args.out.dtype(), static_cast<int>(args.q.dim(0)),
-              static_cast<int>(args.q.dim(1)), static_cast<int>(args.q.dim(3)), queries, parts, args.out.raw(),
-              args.statistics.data<float>(), stream_);
+  attend_parts(split, keys, parts, 64, logits);
+  if (computes())
+    merge_parts(split.out.raw(), split.statistics.data<float>(), args.out.dtype(), static_cast<int>(args.q.dim(0)),
+                static_cast<int>(args.q.dim(1)), static_cast<int>(args.q.dim(3)), queries, parts, args.out.raw(),
+                args.statistics.data<float>(), stream_);
+}
+
+/// Queries of a tile with which attend_parts is likely to be faster than cuDNN: in the middle between so few that
+/// neither fills a GPU, and so many that cuDNN's larger tiles gain. 0: none.
+int CudaBackend::tile_for_all_keys(const AttentionArgs& args, int keys) const {
+  constexpr double kMostWork = 8e9;  // multiply-adds of a product
+  constexpr double kFilled = 0.7;    // of the blocks of the last round
+  constexpr double kWide = 1.3;      // how much faster 128 queries that share keys are done than twice 64
+  const auto dim = static_cast<int>(args.q.dim(3));
+  const auto heads = static_cast<double>(args.q.dim(0) * args.q.dim(1));
+  const auto queries = static_cast<int>(args.q.dim(2));
+  if (older_.dense || !hopper_ || args.q.dtype() != DType::bf16 || !hopper_takes_heads_of(dim) ||
+      heads * queries * keys * dim > kMostWork)
+    return 0;
+  // Rounds of 128 queries on every multiprocessor.
+  const auto rounds = [&](int tile) {
+    return heads * ((queries + tile - 1) / tile) * tile / 128 / gpu_.multiprocessors;
+  };
+  const double narrow = std::ceil(rounds(64)), wide = std::ceil(rounds(128)) / kWide;
+  const int tile = wide < narrow ? 128 : 64;
+  const double useful = heads * queries / 128 / gpu_.multiprocessors;
+  return useful / std::ceil(rounds(tile)) >= kFilled ? tile : 0;
 }
 
 Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) {

@@ -220,6 +220,7 @@ std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::stri
                                                        .name = properties.name,
                                                        .major = properties.major,
                                                        .minor = properties.minor,
+                                                       .multiprocessors = properties.multiProcessorCount,
                                                        .free_bytes = static_cast<std::int64_t>(available),
                                                        .total_bytes = static_cast<std::int64_t>(total)},
                                              std::move(cublas));

@@ -484,11 +484,11 @@ __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim,
   attend_lists<kDim, kGroups, kLogits, false>(a, nullptr, nullptr);
 }
 
-template <int kDim, int kGroups>
+template <int kDim, int kGroups, bool kLogits>
 __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
     attend_boxes_hopper(const __grid_constant__ CUtensorMap k, const __grid_constant__ CUtensorMap v,
                         const ListAttention a) {
-  attend_lists<kDim, kGroups, false, true>(a, &k, &v);
+  attend_lists<kDim, kGroups, kLogits, true>(a, &k, &v);
 }
 
 template <int kDim, int kGroups>
@@ -525,14 +525,15 @@ CUtensorMap map_of(const void* matrix, const ListAttention& a, int stage_keys) {
   return map;
 }
 
-template <int kDim, int kGroups>
+template <int kDim, int kGroups, bool kLogits = false>
 void launch_boxes(const ListAttention& args, cudaStream_t stream) {
   using S = Shape<kDim, kGroups>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(attend_boxes_hopper<kDim, kGroups>,
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_boxes_hopper<kDim, kGroups, kLogits>,
                                                           cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
-  launch_early(attend_boxes_hopper<kDim, kGroups>, blocks_of<kDim, kGroups>(args), S::kThreads, S::kSharedBytes, stream,
-               1, map_of(args.k, args, S::kStageKeys), map_of(args.v, args, S::kStageKeys), args);
+  launch_early(attend_boxes_hopper<kDim, kGroups, kLogits>, blocks_of<kDim, kGroups>(args), S::kThreads,
+               S::kSharedBytes, stream, 1, map_of(args.k, args, S::kStageKeys), map_of(args.v, args, S::kStageKeys),
+               args);
   check_launch("attention of boxes (Hopper)");
 }
 
@@ -550,7 +551,7 @@ bool hopper_takes_heads_of(int dim) {
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
   with_head_dim(args.dim, [&](auto dim) {
     if (args.logits.logits != nullptr)
-      launch<dim, 1, true>(args, stream);
+      in_boxes(args, LogitRows::kStage) ? launch_boxes<dim, 1, true>(args, stream) : launch<dim, 1, true>(args, stream);
     else if (args.most_queries > 128)
       launch<dim, 3>(args, stream);
     else if (args.most_queries > 64)
