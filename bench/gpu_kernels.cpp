@@ -491,6 +491,8 @@ void run(const std::set<std::string>& sections) {
         {"probe", "", {}},
         {"probe", ", choice by column sums", {.choice = true}},
         {"probe", ", lists key by key", {.lists = true}},
+        {"probe", ", residual in two steps", {.residual = true}},
+        {"probe", ", keys gathered", {.boxes = true}},
         {"csla-blocks", "", {}},
         {"csla-blocks", ", keys gathered", {.boxes = true}}};
     for (const auto& [name, kernels, older] : cases) {

@@ -221,12 +221,16 @@ class Backend {
   /// ordered that of the smaller counts (they descend) the largest come first. Of equal sums the lower key; NaN is
   /// least.
   virtual Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) = 0;
-  /// dense_attention with its statistics, and select_keys of the column_sums of `groups`. Where every group is one
-  /// query a device may choose by logits, so that keys whose probabilities round to the same number differ too.
-  virtual Tensor attend_and_choose(AttentionArgs& args, const QueryTiles& groups, int keys,
-                                   const std::vector<int>& counts) {
-    dense_attention(args, keys);
-    return select_keys(column_sums(args, groups, keys), counts);
+  /// dense_attention of some rows of the queries, all where `rows` is empty, with statistics, and select_keys of the
+  /// column_sums of `groups` of those: out and statistics have a row for each of them, groups count them. Where every
+  /// group is one query a device may choose by logits, so that keys whose probabilities round to the same number
+  /// differ too.
+  virtual Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
+                                   int keys, const std::vector<int>& counts) {
+    AttentionArgs some = args;
+    if (!rows.empty()) some.q = gather_queries(args.q, rows);
+    dense_attention(some, keys);
+    return select_keys(column_sums(some, groups, keys), counts);
   }
   virtual AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) = 0;
   /// Every tile attends to its list, made of `choice` I32 [B * H, groups, per group]. Adds to `pairs` (I64 [1], may be
@@ -241,6 +245,10 @@ class Backend {
   virtual Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
   /// Rows of x [B, H, n, D] -> [B, H, rows, D] of x's type.
   virtual Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
+  /// x - rows of `of` [B, n, H, D] -> product_type(); x [B, rows, H, D].
+  virtual Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) {
+    return subtract(x, gather_rows(of, rows), product_type());
+  }
   /// a - b, any float types -> `out`.
   virtual Tensor subtract(const Tensor& a, const Tensor& b, DType out) = 0;
   /// Attention over short packed texts: q [B, n, H, D], kv [total, 2, H, D] (type of q), cu_lengths I32 [B + 1] -> [B,
@@ -288,11 +296,12 @@ struct CudaOptions {
   bool hopper = true;
   /// Kernels that newer ones replace, to test and time both.
   struct Older {
-    bool choice = false;  // a single query chooses its keys by column sums, not by its logits
-    bool dense = false;   // dense attention in the middle between few and many queries is cuDNN's
-    bool rows = false;    // products of 65 to 128 rows are cuBLASLt's
-    bool boxes = false;   // keys in a row are gathered like any other
-    bool lists = false;   // lists of a choice are written key by key
+    bool choice = false;    // a single query chooses its keys by column sums, not by its logits
+    bool dense = false;     // dense attention in the middle between few and many queries is cuDNN's
+    bool rows = false;      // products of 65 to 128 rows are cuBLASLt's
+    bool residual = false;  // rows are gathered, then subtracted
+    bool boxes = false;     // keys in a row are gathered like any other
+    bool lists = false;     // lists of a choice are written key by key
   } older = {};
 };
 /// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.

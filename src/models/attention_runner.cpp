@@ -168,7 +168,7 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
   }
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
   auto decision = std::make_unique<Decision>();
-  decision->choice = backend_.attend_and_choose(args, known.recipe.tiles, keys_[scale], counts);
+  decision->choice = backend_.attend_and_choose(args, {}, known.recipe.tiles, keys_[scale], counts);
   args.statistics = Tensor();
   if (method.residual) {
     AttentionArgs sparse = args;
@@ -191,16 +191,14 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   const std::vector<std::int32_t>& probes = known.layout.probe_rows;
   const auto count = static_cast<std::int64_t>(probes.size());
   AttentionArgs dense_args = args;
-  dense_args.q = backend_.gather_queries(args.q, probes);
   dense_args.out = backend_.empty(args.out.dtype(), {args.q.dim(0), count, args.q.dim(1), args.q.dim(3)});
   dense_args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), count, 2});
   const Tensor choice =
-      backend_.attend_and_choose(dense_args, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen});
+      backend_.attend_and_choose(dense_args, probes, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen});
   show(layer, scale, known.lists.recipe, choice);
   attend(args, scale, known.lists.prepared, choice);
   if (method.residual) {
-    const Tensor residual =
-        backend_.subtract(dense_args.out, backend_.gather_rows(args.out, probes), backend_.product_type());
+    const Tensor residual = backend_.minus_rows(dense_args.out, args.out, probes);
     backend_.add_resized(args.out, residual, known.layout.probe_grid, grid);
   }
   return static_cast<double>(count) / grid.tokens();

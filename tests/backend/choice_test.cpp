@@ -193,7 +193,7 @@ void check_choice(Backend& backend, Call& call, int keys, int count) {
   dense.statistics = Tensor::zeros(DType::f32, call.args.statistics.shape());
   backend.dense_attention(dense, keys);
   const QueryTiles groups = each_alone(queries);
-  const Tensor choice = backend.attend_and_choose(call.args, groups, keys, {count});
+  const Tensor choice = backend.attend_and_choose(call.args, {}, groups, keys, {count});
   EXPECT_EQ(0, std::memcmp(dense.out.raw(), call.args.out.raw(), dense.out.bytes()));
   EXPECT_EQ(0, std::memcmp(dense.statistics.raw(), call.args.statistics.raw(), dense.statistics.bytes()));
   ASSERT_EQ(choice.shape(), (Shape{2L * kChoosingHeads, groups.count(), count}));
@@ -234,6 +234,52 @@ TEST(AttendAndChoose, TakesTheKeysOfTheLargestLogits) {
     }
 }
 
+/// As if the rows had been gathered before.
+TEST(AttendAndChoose, OfSomeRowsOfTheQueries) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    constexpr int kQueries = 90, kKeys = 1111, kDim = 80, kCount = 40;
+    const std::vector<std::int32_t> rows{3, 89, 0, 17, 18, 60, 44};
+    const auto count = static_cast<std::int64_t>(rows.size());
+    SCOPED_TRACE(name_of(type));
+    const auto backend = testing::make_backend(type);
+    Call call = make_call(type, 2, kChoosingHeads, kQueries, kKeys, kDim, std::random_device{}());
+    const auto with_results = [&](AttentionArgs args) {
+      args.out = Tensor::zeros(type, {2, count, kChoosingHeads, kDim});
+      args.statistics = Tensor::zeros(DType::f32, {2, kChoosingHeads, count, 2});
+      return args;
+    };
+    AttentionArgs some = with_results(call.args), gathered = with_results(call.args);
+    gathered.q = backend->gather_queries(call.args.q, rows);
+    const QueryTiles groups = each_alone(static_cast<int>(count));
+    const Tensor choice = backend->attend_and_choose(some, rows, groups, kKeys, {kCount});
+    const Tensor want = backend->attend_and_choose(gathered, {}, groups, kKeys, {kCount});
+    EXPECT_EQ(0, std::memcmp(choice.raw(), want.raw(), want.bytes()));
+    EXPECT_EQ(0, std::memcmp(some.out.raw(), gathered.out.raw(), some.out.bytes()));
+    EXPECT_EQ(0, std::memcmp(some.statistics.raw(), gathered.statistics.raw(), some.statistics.bytes()));
+  }
+}
+
+TEST(MinusRows, IsTheDifference) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const std::int64_t width : {5, 24}) {
+      const auto backend = testing::make_backend(type);
+      const std::vector<std::int32_t> rows{9, 2, 2, 0};
+      const Tensor x = testing::random_tensor({2, 4, 3, width}, 1).to(type),
+                   of = testing::random_tensor({2, 10, 3, width}, 2).to(type);
+      const Tensor found = backend->minus_rows(x, of, rows);
+      ASSERT_EQ(found.shape(), x.shape());
+      const Tensor xf = x.to(DType::f32), off = of.to(DType::f32), got = found.to(DType::f32);
+      for (std::int64_t i = 0; i < x.size(); ++i) {
+        const std::int64_t row = i / (3 * width), channel = i % (3 * width);
+        const double want =
+            xf.data<float>()[i] -
+            static_cast<double>(off.data<float>()[(row / 4 * 10 + rows[row % 4]) * 3 * width + channel]);
+        const bool rounds = found.dtype() == DType::bf16;
+        EXPECT_NEAR(got.data<float>()[i], want, (rounds ? 0x1p-8 : 0x1p-22) * (std::abs(want) + 1e-3));
+      }
+    }
+}
+
 /// Large logits side by side: the bound of groups of keys then lets too many pass, and has to be raised.
 TEST(AttendAndChoose, FindsKeysThatLieTogether) {
   for (const DType type : {DType::f32, DType::bf16})
@@ -267,7 +313,7 @@ TEST(AttendAndChoose, OfEqualLogitsTakesTheLowerKeys) {
       call.args.scale = 1;
       call.args.q = call.q.to(type);
       call.args.k = call.k.to(type);
-      const Tensor choice = backend->attend_and_choose(call.args, each_alone(kQueries), kKeys, {kCount});
+      const Tensor choice = backend->attend_and_choose(call.args, {}, each_alone(kQueries), kKeys, {kCount});
       std::vector<std::int32_t> want(kKeys);
       std::iota(want.begin(), want.end(), 0);
       std::stable_sort(want.begin(), want.end(), [&](int a, int b) { return a * 7 % values > b * 7 % values; });

@@ -21,7 +21,7 @@ void check_against_reference(const Case& c, const AttentionArgs& args, int capac
   const Tensor q = args.q.to(DType::f32), k = args.k.to(DType::f32), v = args.v.to(DType::f32),
                out = args.out.to(DType::f32);
   double worst = 0, worst_log_sum = 0;
-  for (int bh = 0; bh < c.batch * c.heads; ++bh)
+  for (int bh = 0; bh<c.batch * c.heads; bh += c.batch * c.heads> 32 ? 5 : 1)
     for (int row = 0; row < c.queries; row += std::max(1, c.queries / 40)) {
       std::vector<double> logits(c.keys, 0.0);
       for (int key = 0; key < c.keys; ++key)

@@ -52,7 +52,7 @@ constexpr int kManyKeys = 1024;
 }  // namespace
 
 bool shares_out_keys(const AttentionArgs& args, int keys) {
-  return args.statistics.defined() && args.q.dim(2) <= kFewQueries && keys >= kManyKeys;
+  return args.statistics.defined() && args.statistics.dim(2) <= kFewQueries && keys >= kManyKeys;
 }
 
 void CudaBackend::split_qkv(const Tensor& qkv, const QkvArgs& args, Tensor& q, Tensor& k_cache, Tensor& v_cache) {
@@ -136,7 +136,8 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
   const double work = static_cast<double>(call.batch * heads) * static_cast<double>(queries) * keys * dim;
   if (shares_out_keys(args, keys)) return attend_in_parts(args, keys);
   const bool wide = call.type == DType::bf16 && work >= kWorthCudnn && heads * dim > kNarrow;
-  if (const int tile = wide ? tile_for_all_keys(args, keys) : 0; tile > 0) return attend_parts(args, keys, 1, tile);
+  if (const int tile = wide ? tile_for_all_keys(args, keys) : 0; tile > 0)
+    return attend_parts(args, call.queries, keys, 1, tile);
   if (!planning_ && wide && cudnn() != nullptr) {
     const Cudnn::AttentionShape shape = cudnn_shape(call);
     if (cudnn()->supports_attention(shape)) {

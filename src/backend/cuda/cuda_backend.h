@@ -99,8 +99,9 @@ class CudaBackend final : public Backend {
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override;
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
   Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
-  Tensor attend_and_choose(AttentionArgs& args, const QueryTiles& groups, int keys,
-                           const std::vector<int>& counts) override;
+  Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
+                           int keys, const std::vector<int>& counts) override;
+  Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
@@ -132,8 +133,9 @@ class CudaBackend final : public Backend {
   void attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend);
   struct Parts;
   const Parts& parts_of(int queries, int keys, int parts, int per_tile);
-  void attend_parts(const AttentionArgs& args, int keys, int parts, int per_tile, const LogitRows& logits = {});
-  void attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits = {});
+  void attend_parts(const AttentionArgs& args, int queries, int keys, int parts, int per_tile,
+                    const LogitRows& logits = {}, const Tensor& rows = {});
+  void attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits = {}, const Tensor& rows = {});
   int tile_for_all_keys(const AttentionArgs& args, int keys) const;
   Tensor kept(const void* values, DType type, std::int64_t count);
   Tensor kept_rows(const std::vector<std::int32_t>& rows);

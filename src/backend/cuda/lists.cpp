@@ -335,17 +335,20 @@ const CudaBackend::Parts& CudaBackend::parts_of(int queries, int keys, int parts
   return known;
 }
 
-void CudaBackend::attend_parts(const AttentionArgs& args, int keys, int parts, int per_tile, const LogitRows& logits) {
-  const Parts& known = parts_of(static_cast<int>(args.q.dim(2)), keys, parts, per_tile);
+/// `rows`: of the queries, where it is defined, or else all; there are `queries` of them.
+void CudaBackend::attend_parts(const AttentionArgs& args, int queries, int keys, int parts, int per_tile,
+                               const LogitRows& logits, const Tensor& rows) {
+  const Parts& known = parts_of(queries, keys, parts, per_tile);
   if (!computes()) return;
   ListAttention call = call_of(args, {}, hopper_);
   call.tiles = address<TileRows>(known.pieces);
   call.ranges = address<KeyRange>(known.ranges);
-  call.rows = address<std::int32_t>(known.rows);
+  call.rows = address<std::int32_t>(rows.defined() ? rows : known.rows);
+  call.in_order = rows.defined();
   call.keys = address<std::int32_t>(known.keys);
   call.tile_count = known.count;
   call.list_tiles = parts;
-  call.most_queries = std::min(static_cast<int>(args.q.dim(2)), per_tile);
+  call.most_queries = std::min(queries, per_tile);
   call.logits = logits;
   call.box_keys = older_.boxes ? 0 : parts == 1 ? 128 : LogitRows::kStage;
   call.keys_end = keys;
@@ -353,17 +356,17 @@ void CudaBackend::attend_parts(const AttentionArgs& args, int keys, int parts, i
 }
 
 /// Dense attention of few queries, whose keys are shared out in parts that different multiprocessors take.
-void CudaBackend::attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits) {
+void CudaBackend::attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits, const Tensor& rows) {
   constexpr int kPartsWanted = 264;  // two for each multiprocessor of an H100
   constexpr int kLeastKeys = 512;
   const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
-  const auto queries = static_cast<int>(args.q.dim(2));
+  const auto queries = static_cast<int>(args.statistics.dim(2));
   const std::int64_t tiles = (queries + 63) / 64;
   const int parts = static_cast<int>(std::clamp<std::int64_t>(kPartsWanted / (heads * tiles), 1, keys / kLeastKeys));
   AttentionArgs split = args;
   split.out = empty(args.out.dtype(), {args.q.dim(0), std::int64_t{parts} * queries, args.q.dim(1), args.q.dim(3)});
   split.statistics = empty(DType::f32, {args.q.dim(0), args.q.dim(1), std::int64_t{parts} * queries, 2});
-  attend_parts(split, keys, parts, 64, logits);
+  attend_parts(split, queries, keys, parts, 64, logits, rows);
   if (computes())
     merge_parts(split.out.raw(), split.statistics.data<float>(), args.out.dtype(), static_cast<int>(args.q.dim(0)),
                 static_cast<int>(args.q.dim(1)), static_cast<int>(args.q.dim(3)), queries, parts, args.out.raw(),
@@ -447,8 +450,8 @@ Tensor CudaBackend::select_keys(const Tensor& sums, const std::vector<int>& coun
   return out;
 }
 
-Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const QueryTiles& groups, int keys,
-                                      const std::vector<int>& counts) {
+Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows,
+                                      const QueryTiles& groups, int keys, const std::vector<int>& counts) {
   check_args(args, keys);
   bool single = true;
   for (int g = 0; g < groups.count(); ++g) single = single && groups.rows_in(g) == 1;
@@ -457,17 +460,20 @@ Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const QueryTiles& gro
   if (older_.choice || !hopper_ || !single || counts.size() != 1 || counts[0] > ChooseOfLogits::kMostChosen ||
       stride > ChooseOfLogits::kMostKeys || args.q.dtype() != DType::bf16 ||
       !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) || !shares_out_keys(args, keys))
-    return Backend::attend_and_choose(args, groups, keys, counts);
+    return Backend::attend_and_choose(args, rows, groups, keys, counts);
+  const std::int64_t queries = args.statistics.dim(2);
   const Tensor row_of = kept_rows(groups.rows);
   Tensor choice = empty(DType::i32, {heads, groups.count(), counts[0]});
-  Tensor logits = empty(DType::f32, {heads, args.q.dim(2), stride});
-  Tensor largest = empty(DType::f32, {heads, args.q.dim(2), stride / LogitRows::kGroup});
-  const LogitRows rows{.logits = logits.data<float>(), .largest = largest.data<float>(), .stride = stride};
-  attend_in_parts(args, keys, rows);
+  Tensor logits = empty(DType::f32, {heads, queries, stride});
+  Tensor largest = empty(DType::f32, {heads, queries, stride / LogitRows::kGroup});
+  const LogitRows logit_rows{.queries = static_cast<int>(queries),
+                             .logits = logits.data<float>(),
+                             .largest = largest.data<float>(),
+                             .stride = stride};
+  attend_in_parts(args, keys, logit_rows, rows.empty() ? Tensor() : kept_rows(rows));
   if (computes())
-    choose_of_logits({.rows = rows,
+    choose_of_logits({.rows = logit_rows,
                       .lists = static_cast<int>(heads),
-                      .queries = static_cast<int>(args.q.dim(2)),
                       .groups = groups.count(),
                       .keys = keys,
                       .chosen = counts[0],
@@ -494,6 +500,17 @@ Tensor CudaBackend::gather_rows(const Tensor& x, const std::vector<std::int32_t>
   if (computes())
     cuda::gather_rows(x.raw(), x.dtype(), static_cast<int>(x.dim(0)), static_cast<int>(x.dim(1)), x.dim(2) * x.dim(3),
                       there.data<std::int32_t>(), static_cast<int>(count), out.data<float>(), stream_);
+  return out;
+}
+
+Tensor CudaBackend::minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) {
+  if (older_.residual || x.dtype() != compute_ || of.dtype() != compute_) return Backend::minus_rows(x, of, rows);
+  const Tensor there = kept_rows(rows);
+  Tensor out = empty(compute_, x.shape());
+  if (computes())
+    cuda::minus_rows(x.raw(), of.raw(), compute_, static_cast<int>(of.dim(0)), static_cast<int>(of.dim(1)),
+                     of.dim(2) * of.dim(3), there.data<std::int32_t>(), static_cast<int>(rows.size()), out.raw(),
+                     stream_);
   return out;
 }
 

@@ -279,7 +279,8 @@ __device__ inline void write_tile(const ListAttention& a, const Running<kDim>& r
     sum += __shfl_xor_sync(0xffffffffU, sum, 2);
     const int row = first_row + lane / 4 + 8 * half;
     const bool there = row < tile.queries;
-    const std::int64_t query = there ? __ldg(a.rows + tile.first_query + row) + tile.shift : 0;
+    const int place = tile.first_query + row;
+    const std::int64_t query = there ? (a.in_order ? place : __ldg(a.rows + place)) + tile.shift : 0;
     bf16* const to =
         static_cast<bf16*>(a.out) + ((std::int64_t{batch} * a.out_queries + query) * a.heads + head) * kDim;
     write_row<kDim>(r.out, half, sum > 0 ? 1.0F / sum : 0.0F, to, there);
@@ -386,7 +387,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
     if constexpr (kLogits)
       for (int half = 0; half < 2; ++half)
         if (const int row = warp * 16 + lane / 4 + 8 * half; row < tile.queries)
-          logit_rows[half] = work.index * a.queries + __ldg(a.rows + tile.first_query + row);
+          logit_rows[half] = work.index * a.logits.queries + tile.first_query + row;
     const auto begin_stage = [&] {
       wait_barrier(barriers.full(ring.stage), ring.turn);
       show_to_products();

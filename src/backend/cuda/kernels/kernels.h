@@ -172,6 +172,7 @@ struct alignas(16) KeyRange {
 struct LogitRows {
   static constexpr int kStage = 64;
   static constexpr int kGroup = 8;
+  int queries = 0;           // of a head: row i is the logits of ListAttention::rows[i]
   float* logits = nullptr;   // [B * H, queries, stride]; NaN where there is no key
   float* largest = nullptr;  // [B * H, queries, stride / kGroup]: of each group; NaN counts for nothing
   std::int64_t stride = 0;   // a multiple of kStage
@@ -197,6 +198,7 @@ struct ListAttention {
   /// What is written of them, where `logits` is given: attention_hopper.cu only, tiles of up to 64 queries, and lists
   /// of keys in a row, where keys[first] is first, a multiple of LogitRows::kStage.
   LogitRows logits = {};
+  bool in_order = false;  // what is made of query rows[i] is row i of the output; attention_hopper.cu only
   /// Not 0: lists are whole boxes of so many keys in a row, in boxes of the list, but for the last one, which may end
   /// at keys_end, behind the last key of all. Such keys are fetched by Hopper's copy engine.
   int box_keys = 0;
@@ -274,7 +276,7 @@ struct ChooseOfLogits {
   static constexpr int kMostKeys = 12288;
   static constexpr int kMostChosen = 640;
   LogitRows rows;
-  int lists = 0, queries = 0, groups = 0, keys = 0;
+  int lists = 0, groups = 0, keys = 0;
   int chosen = 0;                        // of `keys`, at most all of them
   const std::int32_t* row_of = nullptr;  // device [groups]: the query of each
   std::int32_t* choice = nullptr;        // [lists, groups, chosen]
@@ -285,6 +287,9 @@ void choose_of_logits(const ChooseOfLogits& args, cudaStream_t stream);
 /// out [B, rows, H, D] f32 = rows of x [B, n, H, D] of `type`.
 void gather_rows(const void* x, DType type, int batch, int n, std::int64_t width, const std::int32_t* rows, int count,
                  float* out, cudaStream_t stream);
+/// out = x - rows of `of` [B, n, width]; x and out [B, rows, width], all of `type`.
+void minus_rows(const void* x, const void* of, DType type, int batch, int n, std::int64_t width,
+                const std::int32_t* rows, int count, void* out, cudaStream_t stream);
 /// out [heads, rows, D] = rows of x [heads, n, D], both of `type`.
 void gather_head_rows(const void* x, DType type, std::int64_t heads, int n, int dim, const std::int32_t* rows,
                       int count, void* out, cudaStream_t stream);

@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(32 * kWarps) choose(const ChooseOfLogits a) {
   Scratch& own = scratch[threadIdx.x / 32];
   const int item = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (item >= a.lists * a.groups) return;
-  const std::int64_t row = std::int64_t{item / a.groups} * a.queries + a.row_of[item % a.groups];
+  const std::int64_t row = std::int64_t{item / a.groups} * a.rows.queries + a.row_of[item % a.groups];
   const float* const logits = a.rows.logits + row * a.rows.stride;
   const auto groups = static_cast<int>(a.rows.stride / LogitRows::kGroup);
 

@@ -1,5 +1,6 @@
 // Rows of maps: gathered, resized and added, put together from parts.
 #include <algorithm>
+#include <type_traits>
 
 #include "backend/cuda/kernels/device.cuh"
 #include "backend/cuda/kernels/kernels.h"
@@ -21,6 +22,28 @@ __global__ void __launch_bounds__(kThreads) gather(const From* x, std::int64_t n
   }
 }
 
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Some {
+  T of[kCount];
+};
+
+/// out = x - rows of `of`, kCount channels to a thread.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kThreads) subtract(const T* x, const T* of, std::int64_t n, std::int64_t vectors,
+                                                     const std::int32_t* rows, int count, std::int64_t total, T* out) {
+  let_next_start();
+  wait_for_earlier();
+  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (i >= total) return;
+  using V = Some<T, kCount>;
+  const std::int64_t row = i / vectors;
+  V a = reinterpret_cast<const V*>(x)[i];
+  const V b = reinterpret_cast<const V*>(of)[(row / count * n + rows[row % count]) * vectors + i % vectors];
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) a.of[j] = rounded<T>(read(a.of[j]) - read(b.of[j]));
+  reinterpret_cast<V*>(out)[i] = a;
+}
+
 unsigned some_blocks(std::int64_t count) { return std::min(blocks_for(count, kThreads), 8192U); }
 
 /// Source positions of one place and the weight of the higher: half-pixel centres, clamped.
@@ -34,11 +57,6 @@ struct Tap {
     high = min(low + 1, from - 1);
     weight = centre - static_cast<float>(low);
   }
-};
-
-template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Some {
-  T of[kCount];
 };
 
 /// kCount channels to a thread, a token to blockIdx.y, a picture to blockIdx.z.
@@ -138,6 +156,27 @@ void gather_head_rows(const void* x, DType type, std::int64_t heads, int n, int 
                  std::int64_t{dim}, rows, count, total, static_cast<T*>(out));
   });
   check_launch("gather rows of heads");
+}
+
+void minus_rows(const void* x, const void* of, DType type, int batch, int n, std::int64_t width,
+                const std::int32_t* rows, int count, void* out, cudaStream_t stream) {
+  if (std::int64_t{batch} * count * width <= 0) return;
+  with_type(type, [&](auto example) {
+    using T = decltype(example);
+    const auto launch = [&](auto each) {
+      constexpr int kCount = decltype(each)::value;
+      const std::int64_t vectors = width / kCount;
+      const std::int64_t total = std::int64_t{batch} * count * vectors;
+      launch_early(subtract<T, kCount>, blocks_for(total, kThreads), kThreads, 0, stream, 1, static_cast<const T*>(x),
+                   static_cast<const T*>(of), std::int64_t{n}, vectors, rows, count, total, static_cast<T*>(out));
+    };
+    constexpr int kWide = 16 / sizeof(T);
+    if (width % kWide == 0)
+      launch(std::integral_constant<int, kWide>{});
+    else
+      launch(std::integral_constant<int, 1>{});
+  });
+  check_launch("subtract rows");
 }
 
 void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width, Grid from,
