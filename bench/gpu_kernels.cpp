@@ -439,6 +439,13 @@ nlohmann::ordered_json measure_norm(std::int64_t rows, int width, cudaStream_t s
 const std::vector<std::pair<std::int64_t, std::int64_t>> kLayerSizes = {
     {3584, 10752}, {3584, 3584}, {3584, 14336}, {14336, 3584}};
 
+/// Choices of this process alone.
+class Remembered final : public ProductChoices {
+ public:
+  std::optional<Choice> find(const std::string&, const std::string&) const override { return std::nullopt; }
+  Choice keep(const std::string&, const std::string&, const Choice& choice) override { return choice; }
+};
+
 void measure_fp8(Backend& backend, cudaStream_t stream, nlohmann::ordered_json& report) {
   for (const std::int64_t rows : {2, 32, 72, 288, 1152, 8192})
     for (const auto& [in, out] : kLayerSizes) report["fp8"].push_back(measure_layer(backend, rows, in, out));
@@ -509,6 +516,14 @@ void run(const std::set<std::string>& sections) {
            {"own_us", dense_us(h, *backend)},
            {"gathered_us", dense_us(h, *gathers)},
            {"cudnn_us", dense_us(h, *other)}});
+    const std::unique_ptr<Backend> chooses =
+        make_cuda_backend({.compute = DType::bf16, .device = 0, .choices = std::make_shared<Remembered>()}, why);
+    if (!chooses) throw Error(ErrorKind::system, why);
+    for (const std::int64_t rows : {288, 512, 800, 1152})
+      for (const auto& [in, out] : kLayerSizes)
+        report["products"].push_back({{"layer", fmt::format("{} x {} -> {}", rows, in, out)},
+                                      {"any_bits_us", layer_us(*chooses, LinearKind::plain, rows, in, out)},
+                                      {"favourite_bits_us", layer_us(*backend, LinearKind::plain, rows, in, out)}});
     for (const std::int64_t rows : {64, 72, 128})
       for (const auto& [in, out] : kLayerSizes)
         report["rows"].push_back({{"layer", fmt::format("{} x {} -> {}", rows, in, out)},

@@ -4,8 +4,11 @@
 // maps are NHWC. On a device that records programs, operations are enqueued and return at once.
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -122,6 +125,22 @@ struct MemoryUse {
 struct ProductTime {
   std::int64_t rows = 0, in = 0, out = 0;
   double seconds = 0;
+};
+
+/// Which of a library's algorithms large products take, beyond the life of a process. Words are the library's.
+class ProductChoices {
+ public:
+  struct Choice {
+    std::array<std::uint64_t, 8> algorithm = {};
+    double seconds = 0;
+    bool operator==(const Choice&) const = default;
+  };
+  virtual ~ProductChoices() = default;
+  /// Of `product` on `machine`, which are any two lines of text.
+  virtual std::optional<Choice> find(const std::string& machine, const std::string& product) const = 0;
+  /// Keeps it for others, unless another process has kept one since, which is then returned. Replaces one that find()
+  /// gives.
+  virtual Choice keep(const std::string& machine, const std::string& product, const Choice& choice) = 0;
 };
 
 class Backend {
@@ -294,6 +313,8 @@ struct CudaOptions {
   bool planning = false;
   /// false: on Hopper too, attend to lists of keys with the kernel of sm_80, to test and compare it.
   bool hopper = true;
+  /// Null: products take the fastest algorithm that gives the bits of the library's favourite.
+  std::shared_ptr<ProductChoices> choices = {};
   /// Kernels that newer ones replace, to test and time both.
   struct Older {
     bool choice = false;    // a single query chooses its keys by column sums, not by its logits

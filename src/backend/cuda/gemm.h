@@ -34,8 +34,11 @@ struct GemmShape {
 
 class Gemms {
  public:
-  /// Products of more than `most_own_rows` rows are the library's, whatever few_rows.cu could take.
-  Gemms(const CublasLt& library, cudaStream_t stream, std::int64_t most_own_rows = 1 << 30);
+  /// Products of more than `most_own_rows` rows are the library's, whatever few_rows.cu could take. `choices`: where
+  /// the algorithms of large products are kept, under `machine`; without it they give the bits of the library's
+  /// favourite.
+  Gemms(const CublasLt& library, cudaStream_t stream, std::int64_t most_own_rows = 1 << 30,
+        std::shared_ptr<ProductChoices> choices = {}, const std::string& machine = {});
   Gemms(const Gemms&) = delete;
   Gemms& operator=(const Gemms&) = delete;
   ~Gemms();
@@ -60,11 +63,14 @@ class Gemms {
   void describe(const GemmShape& shape, Problem& made);
   void find_candidates(const GemmShape& shape, Problem& made);
   void measure(const GemmShape& shape, Problem& problem, char* scratch, void* workspace);
+  bool follow(Problem& problem, const ProductChoices::Choice& choice) const;
   bool launch(const Problem& problem, int candidate, const Operand& x, const Operand& weight, void* y, void* workspace);
 
   const CublasLt& library_;
   cudaStream_t stream_;
   std::int64_t most_own_rows_;
+  std::shared_ptr<ProductChoices> choices_;
+  std::string machine_;
   cublasLtHandle_t handle_ = nullptr;
   std::map<GemmShape, std::unique_ptr<Problem>> problems_;
 };
