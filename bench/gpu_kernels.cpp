@@ -1,7 +1,8 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
 // the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms]
 // [fp8]; none: all; profile: each plan once, for a profiler; older: plans beside themselves with kernels that newer
-// ones replaced. One JSON object on standard output.
+// ones replaced; middle: dense attention and products that are our own or a library's. One JSON object on standard
+// output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -289,8 +290,9 @@ Lists chosen_case(const std::string& name, const QueryGroup& group, int keys, in
   return {name, last, std::move(tiles), std::move(lists)};
 }
 
-/// The kernel for Hopper beside that for sm_80 and dense attention, at one of the last scales of a square picture.
-nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Backend& older) {
+/// The kernel for Hopper beside what it was (keys gathered, powers by their unit), that for sm_80 and dense attention,
+/// at one of the last scales of a square picture.
+nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Backend& earlier, Backend& older) {
   const ScaleSchedule schedule = *schedule_1m(1.0);
   const std::int64_t keys = first_keys(schedule, c.scale).back();
   const std::int64_t queries = schedule[c.scale].tokens();
@@ -314,6 +316,7 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
           {"share_of_pairs", share},
           {"own_us", sparse * 1e6},
           {"own_tflops", 4.0 * 2 * heads * static_cast<double>(queries * keys) * kDim * share / sparse * 1e-12},
+          {"earlier_us", seconds(earlier, true) * 1e6},
           {"sm80_us", seconds(older, true) * 1e6},
           {"dense_us", dense * 1e6},
           {"dense_over_own", dense / sparse}};
@@ -473,10 +476,11 @@ void run(const std::set<std::string>& sections) {
         {.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper, .older = older}, why);
   };
   if (wanted("lists")) {
-    const std::unique_ptr<Backend> backend = device(true), older = device(false);
-    if (!backend || !older) throw Error(ErrorKind::system, why);
+    const std::unique_ptr<Backend> backend = device(true), older = device(false),
+                                   earlier = device(true, {.powers = true, .boxes = true});
+    if (!backend || !older || !earlier) throw Error(ErrorKind::system, why);
     const auto add = [&](const Lists& lists, int heads) {
-      report["lists"].push_back(measure(lists, heads, *backend, *older));
+      report["lists"].push_back(measure(lists, heads, *backend, *earlier, *older));
     };
     for (const int heads : {28, 16})
       for (const int scale : {10, 11, 12})
@@ -501,12 +505,23 @@ void run(const std::set<std::string>& sections) {
         {"probe", ", residual in two steps", {.residual = true}},
         {"probe", ", keys gathered", {.boxes = true}},
         {"csla-blocks", "", {}},
-        {"csla-blocks", ", keys gathered", {.boxes = true}}};
+        {"csla-blocks", ", keys gathered", {.boxes = true}},
+        {"csla-blocks", ", powers by their unit", {.powers = true}},
+        {"csla-blocks", ", both", {.powers = true, .boxes = true}},
+        {"cs4a", "", {}},
+        {"cs4a", ", powers by their unit", {.powers = true}},
+        {"cs4a-rows", "", {}},
+        {"cs4a-rows", ", powers by their unit", {.powers = true}},
+        {"csla", "", {}},
+        {"csla", ", powers by their unit", {.powers = true}}};
     for (const auto& [name, kernels, older] : cases) {
       const std::unique_ptr<Backend> backend = device(true, older);
       if (!backend) throw Error(ErrorKind::system, why);
       measure_plan(name, 28, profile, *backend, report, kernels);
     }
+  }
+  // Dense attention and products that the device does by itself or leaves to a library.
+  if (sections.contains("middle")) {
     const std::unique_ptr<Backend> backend = device(true), other = device(true, {.dense = true, .rows = true}),
                                    gathers = device(true, {.boxes = true});
     if (!backend || !other || !gathers) throw Error(ErrorKind::system, why);

@@ -321,6 +321,7 @@ struct CudaOptions {
     bool dense = false;     // dense attention in the middle between few and many queries is cuDNN's
     bool rows = false;      // products of 65 to 128 rows are cuBLASLt's
     bool residual = false;  // rows are gathered, then subtracted
+    bool powers = false;    // all powers of two by the unit for them
     bool boxes = false;     // keys in a row are gathered like any other
     bool lists = false;     // lists of a choice are written key by key
   } older = {};

@@ -228,6 +228,7 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
   call.own_lists = own.lists > 1;
   call.box_keys = older_.boxes ? 0 : own.box_keys;
   call.keys_end = own.most_key;
+  call.mixed = !older_.powers;
   list_attention(call, stream_);
 }
 
@@ -308,6 +309,7 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
   call.keys = keys.data<std::int32_t>();
   call.list_tiles = own.list_tiles;
   call.own_lists = true;
+  call.mixed = !older_.powers;
   list_attention(call, stream_);
 }
 
@@ -352,6 +354,7 @@ void CudaBackend::attend_parts(const AttentionArgs& args, int queries, int keys,
   call.logits = logits;
   call.box_keys = older_.boxes ? 0 : parts == 1 ? 128 : LogitRows::kStage;
   call.keys_end = keys;
+  call.mixed = !older_.powers;
   list_attention(call, stream_);
 }
 
@@ -430,7 +433,8 @@ Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& gro
                        .scale = args.scale,
                        .lessening = lessening.data<float>(),
                        .sums = out.data<float>(),
-                       .hopper = hopper_},
+                       .hopper = hopper_,
+                       .mixed = !older_.powers},
                       stream_);
   return out;
 }
