@@ -510,6 +510,7 @@ void run(const std::set<std::string>& sections) {
         {"csla-blocks", ", both", {.powers = true, .boxes = true}},
         {"cs4a", "", {}},
         {"cs4a", ", powers by their unit", {.powers = true}},
+        {"cs4a", ", residual by itself", {.epilogue = true}},
         {"cs4a-rows", "", {}},
         {"cs4a-rows", ", powers by their unit", {.powers = true}},
         {"csla", "", {}},

@@ -255,6 +255,12 @@ class Backend {
   /// Every tile attends to its list, made of `choice` I32 [B * H, groups, per group]. Adds to `pairs` (I64 [1], may be
   /// undefined) the pairs of query and key computed.
   virtual void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) = 0;
+  /// The same, and add_resized of `cache` to its output.
+  virtual void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice,
+                                       Tensor& pairs, const Tensor& cache, Grid from, Grid to) {
+    attention(args, recipe, choice, pairs);
+    add_resized(args.out, cache, from, to);
+  }
   /// f32 [B * H, groups, keys]: per group of queries and key, the sum of softmax probabilities over all `keys` keys.
   virtual Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) = 0;
   /// out [B, to.tokens, H, D] += bilinear resize (align_corners = false) of cache [B, from.tokens, H, D], f32 or
@@ -320,6 +326,7 @@ struct CudaOptions {
     bool choice = false;    // a single query chooses its keys by column sums, not by its logits
     bool dense = false;     // dense attention in the middle between few and many queries is cuDNN's
     bool rows = false;      // products of 65 to 128 rows are cuBLASLt's
+    bool epilogue = false;  // a resized residual is added by a kernel of its own
     bool residual = false;  // rows are gathered, then subtracted
     bool powers = false;    // all powers of two by the unit for them
     bool boxes = false;     // keys in a row are gathered like any other

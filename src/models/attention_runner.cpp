@@ -125,9 +125,13 @@ void AttentionRunner::show(int layer, int scale, const ListRecipe& recipe, const
   observer_(layer, scale, recipe.tiles, follow(recipe, backend_.download(choice)));
 }
 
-void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice) {
+void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice,
+                             const Tensor& cache, Grid cache_grid) {
   Tensor count = counted_.rows(scale, scale + 1);
-  backend_.attention(args, *prepared, choice, count);
+  if (cache.defined())
+    backend_.attention_with_residual(args, *prepared, choice, count, cache, cache_grid, schedule_[scale]);
+  else
+    backend_.attention(args, *prepared, choice, count);
   all_[scale] = args.q.dim(0) * args.q.dim(1) * args.q.dim(2) * keys_[scale];
 }
 
@@ -145,9 +149,7 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
                   carry_recipe(method, schedule_, scale, group_tiles(schedule_[scale], method.group),
                                static_cast<int>(decision->choice.dim(1)), static_cast<int>(decision->choice.dim(2))));
   show(layer, scale, known.recipe, decision->choice);
-  attend(args, scale, known.prepared, decision->choice);
-  if (decision->cache.defined())
-    backend_.add_resized(args.out, decision->cache, schedule_[method.decision_scale], schedule_[scale]);
+  attend(args, scale, known.prepared, decision->choice, decision->cache, schedule_[method.decision_scale]);
   return 0;  // counted on the device
 }
 

@@ -365,6 +365,39 @@ TEST(AttentionRecipe, IsAttentionToTheListsThatFollowFromIt) {
     }
 }
 
+TEST(AttentionRecipe, AddsAResizedResidualAsAStepOfItsOwnWould) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const int dim : {64, 80, 96, 112, 128})
+      for (const int tile : {60, 128, 192}) {
+        SCOPED_TRACE(::testing::Message() << name_of(type) << ", dim " << dim << ", tiles of " << tile);
+        constexpr int kBatch = 2, kHeads = 3, kKeys = 411, kChosen = 70;
+        constexpr Grid kFrom{9, 7}, kTo{17, 20};
+        const auto backend = testing::make_backend(type);
+        std::mt19937 random(std::random_device{}());
+        Call call = make_call(type, kBatch, kHeads, kTo.h * kTo.w, kKeys, dim, random());
+        ListRecipe recipe{.tiles = row_tiles(kTo.h * kTo.w, tile),
+                          .keys = kKeys,
+                          .chosen = kChosen,
+                          .group_of = {},
+                          .map = {},
+                          .fixed = {}};
+        for (int t = 0; t < recipe.tiles.count(); ++t) recipe.group_of.push_back(t);
+        Tensor choice = Tensor::empty(DType::i32, {kBatch * kHeads, recipe.tiles.count(), kChosen});
+        for (std::int64_t i = 0; i < choice.size(); ++i)
+          choice.data<std::int32_t>()[i] = static_cast<std::int32_t>(random() % kKeys);
+        const Tensor cache =
+            testing::random_tensor({kBatch, kFrom.h * kFrom.w, kHeads, dim}, random()).to(backend->product_type());
+        const AttentionRecipePtr prepared = backend->prepare_recipe(recipe);
+        Tensor pairs = Tensor::zeros(DType::i64, {1});
+        AttentionArgs want = call.args;
+        want.out = Tensor::zeros(type, call.args.out.shape());
+        backend->attention(want, *prepared, choice, pairs);
+        backend->add_resized(want.out, cache, kFrom, kTo);
+        backend->attention_with_residual(call.args, *prepared, choice, pairs, cache, kFrom, kTo);
+        EXPECT_EQ(0, std::memcmp(want.out.raw(), call.args.out.raw(), want.out.bytes()));
+      }
+}
+
 TEST(GatherQueries, TakesRowsOfEveryHead) {
   const auto backend = testing::make_backend(DType::bf16);
   const Tensor x = testing::random_tensor({2, 3, 17, 24}, 5).to(DType::bf16);

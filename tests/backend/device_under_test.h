@@ -159,6 +159,14 @@ class HostSide final : public Backend {
     change(args, [&](AttentionArgs& a) { device_->attention(a, recipe, up(choice), counted); });
     if (pairs.defined()) pairs = down(counted);
   }
+  void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
+                               const Tensor& cache, Grid from, Grid to) override {
+    Tensor counted = up(pairs);
+    change(args, [&](AttentionArgs& a) {
+      device_->attention_with_residual(a, recipe, up(choice), counted, up(cache), from, to);
+    });
+    if (pairs.defined()) pairs = down(counted);
+  }
   Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, std::int64_t longest,
                          float scale) override {
     return down(device_->cross_attention(up(q), up(kv), up(lengths), longest, scale));

@@ -98,6 +98,8 @@ class CudaBackend final : public Backend {
   void attention(AttentionArgs& args, const AttentionLists& lists) override;
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override;
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
+  void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
+                               const Tensor& cache, Grid from, Grid to) override;
   Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
   Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
                            int keys, const std::vector<int>& counts) override;
@@ -131,6 +133,8 @@ class CudaBackend final : public Backend {
   Tensor loaded(const Tensor& from, DType type);
   Tensor loaded_e4m3(const Tensor& from);
   void attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend);
+  void follow_recipe(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
+                     const ResizedResidual& residual);
   struct Parts;
   const Parts& parts_of(int queries, int keys, int parts, int per_tile);
   void attend_parts(const AttentionArgs& args, int queries, int keys, int parts, int per_tile,

@@ -272,7 +272,35 @@ AttentionRecipePtr CudaBackend::prepare_recipe(const ListRecipe& recipe) {
   return out;
 }
 
+namespace {
+
+void check_resize(const Tensor& out, const Tensor& cache, Grid from, Grid to) {
+  if (out.dim(1) != to.tokens() || cache.dim(1) != from.tokens() || cache.dim(0) != out.dim(0))
+    throw Error(ErrorKind::usage,
+                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()), from.h,
+                            from.w, to_string(out.shape()), to.h, to.w));
+}
+
+}  // namespace
+
 void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) {
+  follow_recipe(args, recipe, choice, pairs, {});
+}
+
+void CudaBackend::attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice,
+                                          Tensor& pairs, const Tensor& cache, Grid from, Grid to) {
+  check_resize(args.out, cache, from, to);
+  // The kernel adds to what it writes: to all tokens, then.
+  const DeviceTiles& tiles = dynamic_cast<const CudaRecipe&>(recipe).tiles;
+  const bool all = tiles.queries == to.tokens() && tiles.rows.size() == to.tokens();
+  if (older_.epilogue || !all || !hopper_ || args.q.dtype() != DType::bf16 || cache.dtype() != DType::bf16 ||
+      !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) || cache.size() / cache.dim(0) >= (1LL << 31))
+    return Backend::attention_with_residual(args, recipe, choice, pairs, cache, from, to);
+  follow_recipe(args, recipe, choice, pairs, {.cache = cache.raw(), .from = from, .to = to});
+}
+
+void CudaBackend::follow_recipe(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
+                                const ResizedResidual& residual) {
   const auto& own = dynamic_cast<const CudaRecipe&>(recipe);
   check_args(args, own.keys);
   const std::int64_t lists = args.q.dim(0) * args.q.dim(1);
@@ -283,7 +311,7 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
                             to_string(choice.shape()), own.chosen, own.tiles.queries, to_string(args.q.shape())));
   if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(args.q.dim(3)))
     return attend_in_f32(args, converted(args.out, DType::f32),
-                         [&](AttentionArgs& wide) { attention(wide, recipe, choice, pairs); });
+                         [&](AttentionArgs& wide) { follow_recipe(wide, recipe, choice, pairs, {}); });
   Tensor ranges = empty(DType::u8, {lists * own.list_tiles * static_cast<std::int64_t>(sizeof(KeyRange))});
   Tensor keys = empty(DType::i32, {lists, own.list_tiles, own.capacity});
   if (!computes()) return;
@@ -309,6 +337,7 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
   call.keys = keys.data<std::int32_t>();
   call.list_tiles = own.list_tiles;
   call.own_lists = true;
+  call.residual = residual;
   call.mixed = !older_.powers;
   list_attention(call, stream_);
 }
@@ -488,10 +517,7 @@ Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std
 }
 
 void CudaBackend::add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) {
-  if (out.dim(1) != to.tokens() || cache.dim(1) != from.tokens() || cache.dim(0) != out.dim(0))
-    throw Error(ErrorKind::usage,
-                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()), from.h,
-                            from.w, to_string(out.shape()), to.h, to.w));
+  check_resize(out, cache, from, to);
   if (computes())
     cuda::add_resized(out.raw(), out.dtype(), cache.raw(), cache.dtype(), static_cast<int>(out.dim(0)),
                       out.size() / (out.dim(0) * out.dim(1)), from, to, stream_);

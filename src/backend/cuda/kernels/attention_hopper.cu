@@ -5,7 +5,7 @@
 // its keys are read from the L2 cache. The division of work follows FlashAttention-3 (arXiv 2407.08608), section 3.
 #include <algorithm>
 
-#include "backend/cuda/kernels/attention_tile.cuh"
+#include "backend/cuda/kernels/attention_output.cuh"
 #include "backend/cuda/kernels/hopper.cuh"
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/tensor_map.cuh"
@@ -226,72 +226,6 @@ __device__ inline void fetch_boxes(const ListAttention& a, const CUtensorMap* k,
   wait_copies<0>();
 }
 
-/// Four lanes hold two channels each of four blocks of eight: afterwards each holds the eight channels of one block,
-/// its lane's.
-__device__ inline uint4 whole_block(const unsigned (&x)[4]) {
-  const int lane = static_cast<int>(threadIdx.x);
-  const bool upper = (lane & 2) != 0;
-  const bool odd = (lane & 1) != 0;
-  const unsigned far0 = __shfl_xor_sync(0xffffffffU, upper ? x[0] : x[2], 2);
-  const unsigned far1 = __shfl_xor_sync(0xffffffffU, upper ? x[1] : x[3], 2);
-  const unsigned own0 = upper ? x[2] : x[0];
-  const unsigned own1 = upper ? x[3] : x[1];
-  // Of blocks 2 (lane / 2) and the next: the words of the lanes below, and above, the middle of the four.
-  const unsigned low0 = upper ? far0 : own0, high0 = upper ? own0 : far0;
-  const unsigned low1 = upper ? far1 : own1, high1 = upper ? own1 : far1;
-  const unsigned low_far = __shfl_xor_sync(0xffffffffU, odd ? low0 : low1, 1);
-  const unsigned high_far = __shfl_xor_sync(0xffffffffU, odd ? high0 : high1, 1);
-  const unsigned low_own = odd ? low1 : low0;
-  const unsigned high_own = odd ? high1 : high0;
-  return odd ? make_uint4(low_far, low_own, high_far, high_own) : make_uint4(low_own, low_far, high_own, high_far);
-}
-
-/// One query's output, of the four lanes that hold it together. `row` may be negative: nothing is written.
-template <int kDim>
-__device__ inline void write_row(const float (&out)[kDim / 8][4], int half, float inverse, bf16* to, bool there) {
-  const int lane = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-  for (int d = 0; d < kDim / 32; ++d) {
-    unsigned words[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      words[j] = pack(out[4 * d + j][2 * half] * inverse, out[4 * d + j][2 * half + 1] * inverse);
-    const uint4 block = whole_block(words);
-    if (there) *reinterpret_cast<uint4*>(to + (4 * d + lane) * 8) = block;
-  }
-#pragma unroll
-  for (int d = kDim / 32 * 4; d < kDim / 8; ++d)
-    if (there)
-      *reinterpret_cast<unsigned*>(to + d * 8 + lane * 2) =
-          pack(out[d][2 * half] * inverse, out[d][2 * half + 1] * inverse);
-}
-
-template <int kDim>
-__device__ inline void write_tile(const ListAttention& a, const Running<kDim>& r, int index, const TileRows& tile,
-                                  int first_row) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int batch = index / a.heads;
-  const int head = index - batch * a.heads;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float sum = r.sum[half];
-    sum += __shfl_xor_sync(0xffffffffU, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffU, sum, 2);
-    const int row = first_row + lane / 4 + 8 * half;
-    const bool there = row < tile.queries;
-    const int place = tile.first_query + row;
-    const std::int64_t query = there ? (a.in_order ? place : __ldg(a.rows + place)) + tile.shift : 0;
-    bf16* const to =
-        static_cast<bf16*>(a.out) + ((std::int64_t{batch} * a.out_queries + query) * a.heads + head) * kDim;
-    write_row<kDim>(r.out, half, sum > 0 ? 1.0F / sum : 0.0F, to, there);
-    if (a.statistics != nullptr && lane % 4 == 0 && there) {
-      float* const statistics = a.statistics + (index * std::int64_t{a.out_queries} + query) * 2;
-      statistics[0] = r.largest[half] * kLn2;
-      statistics[1] = sum;
-    }
-  }
-}
-
 template <typename S, int kSteps>
 __device__ inline void begin_logits(float (&s)[S::kStageKeys / 8][4], const unsigned (&q)[kSteps][4], unsigned k) {
   begin_products();
@@ -328,34 +262,6 @@ __device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&
   for (int n = 0; n < kProducts; ++n)
     multiply_held<kDim, 1>(out, p[n], turned_matrix_of(v + n * 2048, S::kKeyPanel), 1);
   commit_products();
-}
-
-/// Writes the logits of the 64 keys from `place` on, of which `left` are there. `rows`: of the logits, negative where a
-/// thread's row is not there.
-__device__ inline void write_logits(const ListAttention& a, const float (&s)[kKeys / 8][4], const int (&rows)[2],
-                                    std::int64_t place, int left) {
-  const int lane = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const std::int64_t at = max(rows[half], 0) * a.logits.stride + place;
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {  // of the keys
-      float x[LogitRows::kGroup];
-      float largest = 0;
-#pragma unroll
-      for (int i = 0; i < LogitRows::kGroup; ++i) {
-        const int block = 4 * part + i / 2;
-        x[i] = block * 8 + 2 * lane + i % 2 < left ? fmaf(s[block][2 * half + i % 2], a.scale, 0.0F) : NAN;
-        largest = i == 0 ? x[0] : fmaxf(largest, x[i]);
-      }
-      if (rows[half] >= 0) {
-        auto* const to = reinterpret_cast<float4*>(a.logits.logits + at + 32 * part + 8 * lane);
-        __stcs(to, make_float4(x[0], x[1], x[2], x[3]));
-        __stcs(to + 1, make_float4(x[4], x[5], x[6], x[7]));
-        a.logits.largest[at / LogitRows::kGroup + 4 * part + lane] = largest;
-      }
-    }
-  }
 }
 
 template <int kDim, int kGroups, bool kLogits, int kEvery>

@@ -177,6 +177,12 @@ struct LogitRows {
   float* largest = nullptr;  // [B * H, queries, stride / kGroup]: of each group; NaN counts for nothing
   std::int64_t stride = 0;   // a multiple of kStage
 };
+/// What attention_hopper.cu adds to its outputs, which are the tokens of `to`: the bilinear resize of bf16
+/// [B, from.tokens, H, D], as add_resized would.
+struct ResizedResidual {
+  const void* cache = nullptr;  // null: nothing
+  Grid from = {}, to = {};
+};
 struct ListAttention {
   const void* q = nullptr;  // [B, H, queries, D]
   const void* k = nullptr;  // [B, H, capacity, D]
@@ -203,6 +209,7 @@ struct ListAttention {
   /// at keys_end, behind the last key of all. Such keys are fetched by Hopper's copy engine.
   int box_keys = 0;
   int keys_end = 0;
+  ResizedResidual residual = {};
   bool mixed = true;  // attention_hopper.cu, tiles of more than 64 queries: some of the powers by multiply-adds
 };
 /// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.

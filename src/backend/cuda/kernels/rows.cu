@@ -4,6 +4,7 @@
 
 #include "backend/cuda/kernels/device.cuh"
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/resize.cuh"
 
 namespace sparvar::cuda {
 namespace {
@@ -46,19 +47,6 @@ __global__ void __launch_bounds__(kThreads) subtract(const T* x, const T* of, st
 
 unsigned some_blocks(std::int64_t count) { return std::min(blocks_for(count, kThreads), 8192U); }
 
-/// Source positions of one place and the weight of the higher: half-pixel centres, clamped.
-struct Tap {
-  int low, high;
-  float weight;
-  __device__ Tap(int i, int from, int to) {
-    const float ratio = static_cast<float>(from) / static_cast<float>(to);
-    const float centre = fmaxf((static_cast<float>(i) + 0.5F) * ratio - 0.5F, 0.0F);
-    low = min(static_cast<int>(centre), from - 1);
-    high = min(low + 1, from - 1);
-    weight = centre - static_cast<float>(low);
-  }
-};
-
 /// kCount channels to a thread, a token to blockIdx.y, a picture to blockIdx.z.
 template <typename T, typename Cache, int kCount>
 __global__ void __launch_bounds__(kThreads) resize(T* out, const Cache* cache, int vectors, Grid from, Grid to) {
@@ -67,23 +55,18 @@ __global__ void __launch_bounds__(kThreads) resize(T* out, const Cache* cache, i
   const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (i >= vectors) return;
   const auto token = static_cast<int>(blockIdx.y);
-  const Tap y(token / to.w, from.h, to.h);
-  const Tap x(token % to.w, from.w, to.w);
-  const float w11 = y.weight * x.weight;
-  const float w10 = y.weight - w11;
-  const float w01 = x.weight - w11;
-  const float w00 = 1.0F - y.weight - w01;
+  const Corners corners(token, from, to);
   using V = Some<T, kCount>;
   using C = Some<Cache, kCount>;
   const auto* const map = reinterpret_cast<const C*>(cache) + std::int64_t{blockIdx.z} * from.h * from.w * vectors + i;
-  const auto at = [&](int row, int column) { return map[(std::int64_t{row} * from.w + column) * vectors]; };
-  const C a = at(y.low, x.low), b = at(y.low, x.high), c = at(y.high, x.low), d = at(y.high, x.high);
+  const auto at = [&](int corner) { return map[std::int64_t{corners.token[corner]} * vectors]; };
+  const C a = at(0), b = at(1), c = at(2), d = at(3);
   V* const target = reinterpret_cast<V*>(out) + (std::int64_t{blockIdx.z} * to.h * to.w + token) * vectors + i;
   V sum = *target;
 #pragma unroll
   for (int j = 0; j < kCount; ++j)
-    sum.of[j] = rounded<T>(read(sum.of[j]) + w00 * read(a.of[j]) + w01 * read(b.of[j]) + w10 * read(c.of[j]) +
-                           w11 * read(d.of[j]));
+    sum.of[j] = rounded<T>(
+        plus_corners(read(sum.of[j]), corners.weight, read(a.of[j]), read(b.of[j]), read(c.of[j]), read(d.of[j])));
   *target = sum;
 }
 
