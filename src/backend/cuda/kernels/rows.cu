@@ -70,32 +70,43 @@ __global__ void __launch_bounds__(kThreads) resize(T* out, const Cache* cache, i
   *target = sum;
 }
 
-template <typename T>
+/// kCount channels to a thread; `vectors` of them to a head.
+template <typename T, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    merge(const T* partial, const float* partial_statistics, int heads, int dim, int queries, int parts, T* out,
-          float* statistics, std::int64_t total) {
+    merge(const T* partial, const float* partial_statistics, int heads, int vectors, int queries, int parts, T* out,
+          float* statistics, int total) {
   let_next_start();
   wait_for_earlier();
-  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (i >= total) return;
-  const auto d = static_cast<int>(i % dim);
-  const auto head = static_cast<int>(i / dim % heads);
-  const auto query = static_cast<int>(i / dim / heads % queries);
-  const std::int64_t batch = i / dim / heads / queries;
-  const auto* const known =
-      reinterpret_cast<const float2*>(partial_statistics) + (batch * heads + head) * parts * queries + query;
+  using V = Some<T, kCount>;
+  const int width = heads * vectors;
+  const int channel = i % width;
+  const int query = i / width % queries;
+  const int batch = i / width / queries;
+  const std::int64_t index = std::int64_t{batch} * heads + channel / vectors;
+  const auto* const known = reinterpret_cast<const float2*>(partial_statistics) + index * parts * queries + query;
+  const auto* const from =
+      reinterpret_cast<const V*>(partial) + (std::int64_t{batch} * parts * queries + query) * width + channel;
   float largest = -INFINITY;
   for (int p = 0; p < parts; ++p) largest = fmaxf(largest, known[std::int64_t{p} * queries].x);
-  float sum = 0, value = 0;
+  float sum = 0;
+  float value[kCount] = {};
+#pragma unroll 4
   for (int p = 0; p < parts; ++p) {
     const float2 of = known[std::int64_t{p} * queries];
+    const V x = from[std::int64_t{p} * queries * width];
     const float weight = of.y > 0 ? expf(of.x - largest) * of.y : 0.0F;
     sum += weight;
-    value += weight * read(partial[((batch * parts + p) * queries + query) * heads * dim + head * dim + d]);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) value[j] += weight * read(x.of[j]);
   }
-  out[i] = rounded<T>(sum > 0 ? value / sum : 0.0F);
-  if (d == 0) {
-    float* const to = statistics + ((batch * heads + head) * queries + query) * 2;
+  V merged;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) merged.of[j] = rounded<T>(sum > 0 ? value[j] / sum : 0.0F);
+  reinterpret_cast<V*>(out)[i] = merged;
+  if (channel % vectors == 0) {
+    float* const to = statistics + (index * queries + query) * 2;
     to[0] = largest;
     to[1] = sum;
   }
@@ -183,12 +194,22 @@ void add_resized(void* out, DType type, const void* cache, DType cache_type, int
 
 void merge_parts(const void* partial, const float* partial_statistics, DType type, int batch, int heads, int dim,
                  int queries, int parts, void* out, float* statistics, cudaStream_t stream) {
-  const std::int64_t total = std::int64_t{batch} * queries * heads * dim;
-  if (total <= 0) return;
+  const std::int64_t numbers = std::int64_t{batch} * queries * heads * dim;
+  if (numbers <= 0) return;
   with_type(type, [&](auto example) {
     using T = decltype(example);
-    launch_early(merge<T>, blocks_for(total, kThreads), kThreads, 0, stream, 1, static_cast<const T*>(partial),
-                 partial_statistics, heads, dim, queries, parts, static_cast<T*>(out), statistics, total);
+    const auto launch = [&](auto each) {
+      constexpr int kCount = decltype(each)::value;
+      const auto total = static_cast<int>(numbers / kCount);
+      launch_early(merge<T, kCount>, blocks_for(total, kThreads), kThreads, 0, stream, 1,
+                   static_cast<const T*>(partial), partial_statistics, heads, dim / kCount, queries, parts,
+                   static_cast<T*>(out), statistics, total);
+    };
+    constexpr int kWide = 16 / sizeof(T);
+    if (dim % kWide == 0)
+      launch(std::integral_constant<int, kWide>{});
+    else
+      launch(std::integral_constant<int, 1>{});
   });
   check_launch("merge parts");
 }
