@@ -32,6 +32,13 @@ for plan in dense sparvar; do measure "8b-$plan-skip" infinity-8b --attention "$
 measure emoji "$MODEL/config.json"
 for batch in 1 2 4 8; do measure "2b-batch-$batch" infinity-2b --batch "$batch"; done
 
+# One call of attention: PyTorch's kernels and the engine's.
+"$PYTHON" "$root/bench/peer_attention_gpu.py" --heads 28,16 --scales 10,11,12 --repeat "$REPEAT" --seconds 20 >"$OUT/peer-attention.json"
+for size in 8b 2b; do
+  "$PROGRAM" bench attention --device cuda --geometry "infinity-$size" --scale 10,11,12 --own-dense -r "$REPEAT" --json --quiet \
+    --attention "dense,csla,csla-blocks,$root/bench/cs4a-112.json,cs4a,probe,sparvar" >"$OUT/attention-$size.json"
+done
+
 # From the start of the process to the written file, the first run left out: it reads the libraries from the disk.
 picture=$(mktemp -d)/picture.png
 for _ in $(seq 0 "$REPEAT"); do
@@ -39,5 +46,5 @@ for _ in $(seq 0 "$REPEAT"); do
   SPARVAR_MODEL=$MODEL "$PROGRAM" generate "red apple, 3d style" --device cuda --quiet -o "$picture"
   echo $(($(date +%s%N) - start))
 done >"$OUT/start-nanoseconds.txt"
-"$KERNELS" >"$OUT/kernels.json"
+"$KERNELS" convolutions attention lists norms fp8 >"$OUT/kernels.json"
 "$PYTHON" "$root/bench/gpu_tables.py" "$OUT" "$DOCUMENT"

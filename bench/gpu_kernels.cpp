@@ -23,6 +23,7 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "core/resolutions.h"
 #include "models/attention_runner.h"
+#include "pipeline/measure_attention.h"
 
 namespace sparvar::cuda {
 namespace {
@@ -225,16 +226,7 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
   return row;
 }
 
-double median_seconds(Backend& device, const std::function<void()>& call) {
-  std::vector<double> samples;
-  for (int i = 0; i < 11; ++i) {
-    const MarkPtr start = device.mark();
-    for (int j = 0; j < 5; ++j) call();
-    samples.push_back(device.mark()->seconds_since(*start) / 5);
-  }
-  std::sort(samples.begin() + 2, samples.end());
-  return samples[6];
-}
+constexpr int kSamples = 9;
 
 /// Dense attention that a device may do by itself or leave to cuDNN.
 const std::vector<Heads> kMiddleHeads = {{2, 28, 128, 144, 265},  {2, 28, 128, 256, 521},  {2, 28, 128, 400, 921},
@@ -254,7 +246,9 @@ double dense_us(const Heads& h, Backend& device) {
   };
   device.reserve(body);
   const ProgramPtr program = device.program(body);
-  return median_seconds(device, [&] { program->run(); }) / kCalls * 1e6;
+  return warm_seconds(
+             device, [&] { program->run(); }, kSamples) /
+         kCalls * 1e6;
 }
 
 /// Tiles of queries, their lists, and what they are called.
@@ -305,9 +299,10 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
                        .out = device.random(DType::bf16, {2, queries, heads, kDim}, 4, 1.0F),
                        .scale = 0.1F,
                        .statistics = {}};
-    return median_seconds(device, [&] {
-      sparse ? device.attention(args, *prepared) : device.dense_attention(args, static_cast<int>(keys));
-    });
+    return warm_seconds(
+        device,
+        [&] { sparse ? device.attention(args, *prepared) : device.dense_attention(args, static_cast<int>(keys)); },
+        kSamples);
   };
   const double share = share_of_pairs(c.tiles, c.lists, static_cast<int>(keys));
   const double sparse = seconds(backend, true);
@@ -347,8 +342,9 @@ void measure_plan(const std::string& name, int heads, bool once, Backend& backen
       call();
       continue;
     }
-    const double seconds = median_seconds(backend, call);
-    const double dense = median_seconds(backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); });
+    const double seconds = warm_seconds(backend, call, kSamples);
+    const double dense = warm_seconds(
+        backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); }, kSamples);
     report["plans"].push_back(
         {{"plan", fmt::format("{}{} 2x{} heads of {}, {} x {}", name, kernels, heads, kDim, queries, keys)},
          {"share_of_pairs", runner.share_of_pairs(scale)},

@@ -82,11 +82,6 @@ def kernels(folder):
     for r in all_rows["lists"]:
         row(r["lists"], f"{100 * r['share_of_pairs']:.1f} %", f"{r['own_us']:.0f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_tflops'] / rate:.0f} %",
             f"{r['sm80_us']:.0f}", f"{r['dense_us']:.0f}", f"{r['dense_over_own']:.1f}x")
-    print("\n### Attention plans: everything between q, k, v and the output of one layer\n")
-    print("At 1600 x 4121, cs4a decides: dense attention, column sums, choice, and the sparse attention that its residual needs.\n")
-    header("", "pairs computed", "us", "dense us", "speed-up")
-    for r in all_rows["plans"]:
-        row(r["plan"], f"{100 * r['share_of_pairs']:.1f} %", f"{r['own_us']:.0f}", f"{r['dense_us']:.0f}", f"{r['dense_over_own']:.1f}x")
     print("\n### Residual, gate and LayerNorm in one kernel, 3584 channels\n")
     header("rows", "us", "GB/s")
     for r in all_rows["norms"]:
@@ -104,13 +99,83 @@ def kernels(folder):
         row(r["quantise"], f"{r['own_us']:.1f}", f"{r['own_gb_s']:.0f}")
 
 
+class Peers:
+    """PyTorch's kernels at one shape of sparvar's table; `best`: of the machine, measured with sparvar's rows."""
+
+    def __init__(self, report, heads, own):
+        self.best, self.report = own[0], report
+        self.rows = [r for r in report["rows"] if r["heads"] == heads and r["scale"] == own[0]["scale"]]
+        shares = {r["attention"]: r["pairs_percent"] for r in own}
+        for r in self.rows:
+            if abs(r["pairs_percent"] - shares.get(r["same_as"], r["pairs_percent"])) > 0.01:
+                sys.exit(f"{r['kernel']}, scale {r['scale']}: computes {r['pairs_percent']:.2f} % of the pairs, {r['same_as']} {shares[r['same_as']]:.2f} %")
+
+    def gb(self, r):
+        return 4e-9 * self.report["batch"] * r["heads"] * self.report["dim"] * (r["queries"] + r["keys"])
+
+    def floor_ms(self, r):
+        flops = r["tflops"] * r["ms"]  # 1e9
+        return max(flops / self.best["product_tflops"], 1e3 * self.gb(r) / self.best["copy_gb_s"])
+
+    def faster(self, kernel, ms, same_as="dense"):
+        found = [r["ms"] for r in self.rows if r["kernel"] == kernel and r["same_as"] == same_as]
+        return f"{found[0] / ms:.1f}x" if found else ""
+
+    def ratios(self, plan, ms):
+        return self.faster("SDPA flash", ms), self.faster("SDPA cuDNN", ms), self.faster("FlexAttention", ms, plan)
+
+    def print(self):
+        for r in self.rows:
+            name = r["kernel"] + ("" if r["same_as"] == "dense" else f", {r['same_as']}")
+            row(name, f"{r['pairs_percent']:.1f} %", f"{r['ms']:.3f}", f"{r['tflops']:.0f}", f"{1e3 * self.gb(r) / r['ms']:.0f}",
+                f"{100 * self.floor_ms(r) / r['ms']:.0f} %", f"{r['error']:.1e}", *self.ratios(r["same_as"], r["ms"]))
+
+
+def attention_row(r, peers):
+    """Two rows where choosing keys comes on top of attention to them."""
+    plan = Path(r["attention"]).stem
+    whole = (f"{r['pairs_percent']:.1f} %", f"**{r['ms']:.3f}**", f"{r['gflops'] * 1e-3:.0f}", f"{r['gb_s']:.0f}", f"{r['percent_of_floor']:.0f} %")
+    if r["kernel_ms"] is None:
+        row(f"{plan}, deciding", *whole, "", *peers.ratios(plan, r["ms"]))
+    elif plan.startswith(("dense", "csla")):
+        row(plan, *whole, f"{r['kernel_error']:.1e}", *peers.ratios(plan, r["ms"]))
+    else:
+        row(f"{plan}, {r['kernel_keys']:.0f} keys: attention to the lists", f"{100 * r['kernel_keys'] / r['keys']:.1f} %", f"**{r['kernel_ms']:.3f}**",
+            f"{r['kernel_gflops'] * 1e-3:.0f}", f"{r['gb_s'] * r['ms'] / r['kernel_ms']:.0f}", f"{r['kernel_percent_of_floor']:.0f} %",
+            f"{r['kernel_error']:.1e}", *peers.ratios(plan, r["kernel_ms"]))
+        row(f"{plan}, everything", *whole, "", *peers.ratios(plan, r["ms"]))
+
+
+def attention_calls(folder):
+    if not (folder / "attention-8b.json").exists():
+        return
+    peer = load(folder, "peer-attention")
+    print("\n### Attention of one layer beside PyTorch's\n")
+    print(f"B = {peer['batch']}, heads of {peer['dim']}, bf16. Own rows by `sparvar bench attention --device cuda`, PyTorch's by `bench/peer_attention_gpu.py` ({peer['torch']}, FlexAttention compiled).")
+    print("TFLOP/s: of the pairs computed; GB/s: q, k, v and the output once; floor: the larger of those pairs at the rate of a large product and of those bytes at the rate of a copy;")
+    print("error: relative, against double precision on sampled rows. csla: exact lists of 8x16 tiles; csla-blocks: the published 128x128 blocks; cs4a-112: the published form, in multiples of 112 keys;")
+    print("everything: from q, k, v to the output, keys chosen and residual added; deciding: dense attention, column sums, choice and residual. FlexAttention is compared where it computes the same pairs.")
+    for size, name, heads in (("8b", "Infinity-8B", 28), ("2b", "Infinity-2B", 16)):
+        rows = load(folder, f"attention-{size}")["rows"]
+        best = rows[0]
+        print(f"\n{name}, {heads} heads; products {best['product_tflops']:.0f} TFLOP/s, copies {best['copy_gb_s'] * 1e-3:.2f} TB/s\n")
+        header("", "pairs computed", "ms", "TFLOP/s", "GB/s", "share of the floor", "error", "against SDPA flash", "SDPA cuDNN", "FlexAttention")
+        for scale in sorted({r["scale"] for r in rows}):
+            own = [r for r in rows if r["scale"] == scale]
+            peers = Peers(peer, heads, own)
+            row(f"**{own[0]['queries']} x {own[0]['keys']}**", *[""] * 9)
+            peers.print()
+            for r in own:
+                attention_row(r, peers)
+
+
 def tables(folder):
     own, peer = load(folder, "8b"), load(folder, "peer-8b")
     print("## On a GPU\n")
     print(f"Made by `bench/gpu.sh` on {time.strftime('%Y-%m-%d')}: {own['backend']}; commit {commit()}; PyTorch {peer['torch']} on the same card, in the same run.")
     print(f"Medians of {own['repeat']} pictures after one that records programs and chooses algorithms (the first picture of Infinity-8B takes {own['first_seconds']:.1f} s).")
     print("PyTorch's model is `bench/peer_pytorch_gpu.py`: eager, autocast, as upstream runs it.")
-    for part in (pictures, small, batches, kernels):
+    for part in (pictures, small, batches, attention_calls, kernels):
         part(folder)
     print()
 

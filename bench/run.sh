@@ -12,7 +12,7 @@ mkdir -p "$results"
 rm -f "$results"/*.json
 
 cmake --preset release >/dev/null
-cmake --build --preset release --target attention_bench model_bench sparvar >/dev/null
+cmake --build --preset release --target attention_bench model_bench >/dev/null
 bin=build/release/bench
 
 echo "attention" >&2
@@ -29,9 +29,5 @@ for dtype in bf16 f32; do
   "$python" bench/peer_pytorch.py model --threads "$threads" --repeat "$repeat" --dtype "$dtype" >"$results/model-$dtype-peer.json"
 done
 
-echo "quality" >&2
-rm -rf "$results/quality"
-build/release/apps/cli/sparvar evaluate --threads "$threads" --prompts bench/prompts.txt --seed 1000 -o "$results/quality" \
-  --plans csla,csla-blocks,cs4a,cs4a-rows,published,probe,sparvar >/dev/null
 "$python" bench/tables.py "$results" docs/benchmarks.md
 echo "docs/benchmarks.md" >&2

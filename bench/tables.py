@@ -39,8 +39,11 @@ def cpu_name():
 
 
 def commit():
-    dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", "src", "include"], capture_output=True, text=True).stdout.strip()
-    name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", "../src", "../include")
+    name = git("rev-parse", "--short", "HEAD") or "unknown"
     return name + (" with changes" if dirty else "")
 
 
@@ -84,17 +87,6 @@ def model_tables(folder):
             line(attention, own["cold"]["total"], own["warm"]["total"], own["warm"]["scales"], own["warm"]["decode"], own["peak_mib"])
 
 
-def quality_table(folder):
-    report = json.loads((folder / "quality" / "report.json").read_text())
-    print(f"\n### Sparse pictures against dense ones of the same seed, bf16, {len(report['cases'])} pictures\n")
-    print("`sparvar evaluate` on `bench/prompts.txt`. `sparvar` was chosen among some 15 probe plans on the first six of these prompts, so its row is not held out; the other presets were not tuned here.\n")
-    header("plan", "pairs computed at scales 10-12", "PSNR dB", "worst", "SSIM", "worst", "detail error", "s a picture", "against dense")
-    for variant in report["variants"]:
-        s = variant["summary"]
-        row(variant["name"], f"{100 * s['share_of_pairs_last_scales']:.1f} %", f"{s['psnr']['mean']:.1f}", f"{s['psnr']['worst']:.1f}", f"{s['ssim']['mean']:.3f}",
-            f"{s['ssim']['worst']:.3f}", f"{s['detail_error']['mean']:.2f}", f"{s['seconds']:.2f}", f"{s['speed_up']:.2f}x")
-
-
 def tables(folder):
     own = load(folder, "model-bf16-dense")
     peer = load(folder, "model-bf16-peer")
@@ -104,7 +96,6 @@ def tables(folder):
     print("PyTorch's model is `bench/peer_pytorch.py`: eager, bf16 by autocast. Column \"pairs computed\": query-key pairs over all pairs.")
     attention_tables(folder)
     model_tables(folder)
-    quality_table(folder)
     print()
 
 

@@ -2,10 +2,12 @@
 #include "pipeline/analyze.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -100,6 +102,38 @@ Row mean_of(const std::vector<HeadSums>& heads, int k, int sink_scales) {
   return row;
 }
 
+/// Means over the scales that were looked at, by layer.
+std::map<int, Row> rows_by_layer(const AttentionAnalyzer& analyzer) {
+  const AnalyzerOptions& options = analyzer.options();
+  std::map<int, Row> rows;
+  const auto count = static_cast<double>(options.scales.size());
+  for (const auto& [at, heads] : analyzer.sums()) {
+    const Row row = mean_of(heads, at.second, options.windows.sink_scales);
+    Row& sum = rows[at.first];
+    sum.sinks += row.sinks / count;
+    sum.windows += row.windows / count;
+    sum.own += row.own / count;
+    sum.distance += row.distance / count;
+    sum.similarity += row.similarity / count;
+  }
+  return rows;
+}
+
+/// Mean over heads of the correlation of A(k, i) with A(k-1, i-1) resized, by i; null where no head has one.
+Json similarities_json(const std::vector<HeadSums>& heads) {
+  std::vector<double> means;
+  for (std::size_t i = 0; i < heads.front().similarity.size(); ++i) {
+    double sum = 0, count = 0;
+    for (const HeadSums& head : heads)
+      if (const double value = head.similarity[i].value(); std::isfinite(value)) {
+        sum += value;
+        ++count;
+      }
+    means.push_back(sum / count);
+  }
+  return numbers(means);
+}
+
 Json row_json(const Row& row) {
   return {{"sinks", number(row.sinks)},
           {"windows", number(row.windows)},
@@ -116,11 +150,18 @@ Json json_report(const Settings& settings, const ModelInfo& model, const Attenti
     const auto& [layer, k] = at;
     Json each = Json::array();
     for (const HeadSums& head : heads) each.push_back(head_json(head, k, options.windows.sink_scales));
+    Json mean = row_json(mean_of(heads, k, options.windows.sink_scales));
+    mean["similarity_by_key_scale"] = similarities_json(heads);
     results.push_back({{"layer", layer},
                        {"scale", k},
                        {"queries", heads.front().queries},
-                       {"mean", row_json(mean_of(heads, k, options.windows.sink_scales))},
+                       {"mean", std::move(mean)},
                        {"heads", std::move(each)}});
+  }
+  Json layers = Json::array();
+  for (const auto& [layer, row] : rows_by_layer(analyzer)) {
+    layers.push_back({{"layer", layer}});
+    layers.back().update(row_json(row));
   }
   return {{"prompts", settings.prompts},
           {"seed", settings.seed},
@@ -129,10 +170,18 @@ Json json_report(const Settings& settings, const ModelInfo& model, const Attenti
           {"queries_along_a_side", options.side},
           {"sink_scales", options.windows.sink_scales},
           {"windows_by_key_scale", options.windows.windows},
+          {"layers", std::move(layers)},
           {"results", std::move(results)},
           {"heat_maps", maps},
           {"model", to_json(model)},
           {"machine", machine_json(model)}};
+}
+
+constexpr const char* columns = "layer    sinks  windows  own scale  distance  similarity\n";
+
+std::string row_line(int layer, const Row& row) {
+  return fmt::format("{:5}  {:5.1f} %  {:5.1f} %    {:5.1f} %  {:8.2f}  {:10.3f}\n", layer, 100 * row.sinks,
+                     100 * row.windows, 100 * row.own, row.distance, row.similarity);
 }
 
 std::string text_report(const AttentionAnalyzer& analyzer, const std::vector<std::string>& written) {
@@ -141,16 +190,12 @@ std::string text_report(const AttentionAnalyzer& analyzer, const std::vector<std
   const AnalyzerOptions& options = analyzer.options();
   for (const int k : options.scales) {
     const Grid grid = options.schedule[static_cast<std::size_t>(k)];
-    out +=
-        fmt::format("\nscale {} ({}x{}), means over heads\nlayer    sinks  windows  own scale  distance  similarity\n",
-                    k, grid.h, grid.w);
-    for (const auto& [at, heads] : analyzer.sums()) {
-      if (at.second != k) continue;
-      const Row row = mean_of(heads, k, options.windows.sink_scales);
-      out += fmt::format("{:5}  {:5.1f} %  {:5.1f} %    {:5.1f} %  {:8.2f}  {:10.3f}\n", at.first, 100 * row.sinks,
-                         100 * row.windows, 100 * row.own, row.distance, row.similarity);
-    }
+    out += fmt::format("\nscale {} ({}x{}), means over heads\n{}", k, grid.h, grid.w, columns);
+    for (const auto& [at, heads] : analyzer.sums())
+      if (at.second == k) out += row_line(at.first, mean_of(heads, k, options.windows.sink_scales));
   }
+  out += fmt::format("\nscales {}, means over scales and heads\n{}", fmt::join(options.scales, ", "), columns);
+  for (const auto& [layer, row] : rows_by_layer(analyzer)) out += row_line(layer, row);
   return out + fmt::format(
                    "\nsinks: weight on the first {} scales; windows: inside the published windows on the others; own "
                    "scale:\nweight on it, and how far from the query's place, in tokens; similarity: correlation of "

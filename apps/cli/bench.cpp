@@ -32,6 +32,7 @@ struct Settings {
   std::vector<int> skip_scales = {0};
   std::vector<int> uncond_until = {kAllScales};
   std::vector<int> batches = {1};
+  std::vector<TokenOrder> orders = {{}};
   int text_tokens = 40;
   std::string prompt = "grinning face, noto style";
   BenchGrid grid;
@@ -45,6 +46,7 @@ struct Point {
   int batch = 1;
   int skip_scales = 0;
   int uncond_until = kAllScales;
+  TokenOrder order;
   std::string plan;
 
   bool same_model(const Point& other) const {
@@ -72,6 +74,7 @@ std::string command_of(const Settings& settings, const Point& point) {
   if (point.weights == WeightFormat::fp8) drawn += " --weights fp8";
   if (point.skip_scales > 0) drawn += fmt::format(" --skip-scales {}", point.skip_scales);
   if (point.uncond_until != kAllScales) drawn += fmt::format(" --uncond-until {}", point.uncond_until);
+  if (point.order != TokenOrder()) drawn += " --token-order " + name_of(point.order);
   return fmt::format("sparvar bench model{} --device {} --attention {} --dtype {}{} --threads {} --batch {} -r {}",
                      source, settings.device, point.plan, name_of(point.precision), drawn, point.threads, point.batch,
                      settings.grid.repeat);
@@ -100,6 +103,7 @@ nlohmann::ordered_json to_json(const Settings& settings, const Point& point, con
           {"batch", point.batch},
           {"skip_scales", point.skip_scales},
           {"uncond_until", point.guidance()},
+          {"token_order", name_of(point.order)},
           {"repeat", settings.grid.repeat},
           {"text_tokens", settings.text_tokens},
           {"backend", m.backend},
@@ -174,6 +178,7 @@ MeasureOptions measure_options(const Settings& settings, const Point& point) {
 MeasuredRun measured_run(const Settings& settings, const Point& point) {
   const ModelConfig config = geometry(settings.geometry);
   return {.plan = plan_of(point.plan, config.transformer.depth, static_cast<int>(config.schedule.size())),
+          .order = point.order,
           .batch = point.batch,
           .skip_scales = point.skip_scales,
           .uncond_until = point.uncond_until,
@@ -204,6 +209,7 @@ class ModelBench {
                                   {"weights", name_of(point.weights, point.precision)},
                                   {"skip_scales", point.skip_scales},
                                   {"uncond_until", point.guidance()},
+                                  {"token_order", name_of(point.order)},
                                   {"dtype", name_of(point.precision)},
                                   {"threads", point.threads},
                                   {"batch", point.batch},
@@ -220,8 +226,8 @@ class ModelBench {
                                   {"command", command_of(settings_, point)}};
     if (measured.gpu_bytes > 0) row["gpu_gib"] = gib(measured.gpu_bytes);
     if (!measured.refused.empty()) row["refused"] = measured.refused;
-    row["against_dense"] =
-        against_dense(table_, row, {"weights", "skip_scales", "uncond_until", "dtype", "threads", "batch"}, "total_s");
+    row["against_dense"] = against_dense(
+        table_, row, {"weights", "skip_scales", "uncond_until", "token_order", "dtype", "threads", "batch"}, "total_s");
     table_.add(std::move(row));
   }
   /// Throws what the first point was refused for where no point was measured.
@@ -295,8 +301,9 @@ std::vector<Point> points_of(const Settings& settings) {
         for (const int batch : settings.batches)
           for (const int skipped : settings.skip_scales)
             for (const int until : settings.uncond_until)
-              for (const std::string& plan : settings.plans)
-                points.push_back({precision, weights, threads, batch, skipped, until, plan});
+              for (const TokenOrder& order : settings.orders)
+                for (const std::string& plan : settings.plans)
+                  points.push_back({precision, weights, threads, batch, skipped, until, order, plan});
   return points;
 }
 
@@ -307,6 +314,8 @@ void bench(const Settings& settings) {
     throw Error(ErrorKind::usage, "bench model: --random-weights needs a --geometry");
   if (!settings.geometry.empty() && !settings.model.empty())
     throw Error(ErrorKind::usage, "bench model: --geometry and --model exclude each other");
+  if (settings.geometry.empty() && settings.orders != std::vector<TokenOrder>{{}})
+    throw Error(ErrorKind::usage, "bench model: --token-order needs a --geometry");
   const std::vector<Point> points = points_of(settings);
   (void)open_device(pipeline_of(settings, points.front()), true);  // a device that is not there is all there is to say
   const TableFormat format = settings.grid.format;
@@ -365,6 +374,7 @@ void add_bench_model(CLI::App& group, Action& chosen) {
   add_number(*command, "--text-tokens", settings->text_tokens, Range<int>{1, 512}, "Of each prompt of a geometry (40)");
   command->add_option("--prompt", settings->prompt, "What a model draws (grinning face, noto style)")
       ->type_name("TEXT");
+  add_token_orders(*command, settings->orders);
   add_bench_grid(*command, settings->grid);
   command->callback([settings, &chosen] { chosen = [settings] { bench(*settings); }; });
 }

@@ -144,6 +144,31 @@ void add_plans(CLI::App& command, const std::string& name, std::vector<std::stri
       ->type_name("PLAN[,PLAN...]");
 }
 
+std::string name_of(const TokenOrder& order) {
+  return order.tile_h == 0 ? "rows" : fmt::format("{}x{}", order.tile_h, order.tile_w);
+}
+
+void add_token_orders(CLI::App& command, std::vector<TokenOrder>& target) {
+  command
+      .add_option_function<std::string>(
+          "--token-order",
+          [&target](const std::string& text) {
+            target.clear();
+            for (const std::string& part : comma_list("--token-order", text)) {
+              const std::size_t cross = part.find('x');
+              if (part != "rows" && cross == std::string::npos)
+                throw CLI::ValidationError("--token-order", fmt::format("expected rows or HxW, found '{}'", part));
+              const Range<int> sides{1, 1024};
+              target.push_back(part == "rows"
+                                   ? TokenOrder()
+                                   : TokenOrder{parse_number("--token-order", part.substr(0, cross), sides),
+                                                parse_number("--token-order", part.substr(cross + 1), sides)});
+            }
+          },
+          "How the tokens of a scale lie inside the transformer: row by row, or in tiles of HxW; one or a list (rows)")
+      ->type_name("rows|HxW[,...]");
+}
+
 std::string BenchTable::to_string(TableFormat format) const {
   if (format == TableFormat::csv) return csv(rows_);
   if (format == TableFormat::json) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/token_order.h"
 #include "flags.h"
 #include "sparvar/pipeline.h"
 
@@ -32,6 +33,11 @@ void add_integers(CLI::App& command, const std::string& name, std::vector<int>& 
                   const std::string& help);
 /// Declares a comma list of presets and JSON files.
 void add_plans(CLI::App& command, const std::string& name, std::vector<std::string>& target, const std::string& help);
+
+/// Declares --token-order: a comma list of orders in which tokens lie inside the transformer.
+void add_token_orders(CLI::App& command, std::vector<TokenOrder>& target);
+/// As --token-order takes it: rows, or the tile's height x width.
+std::string name_of(const TokenOrder& order);
 
 /// Rows of named values. All rows have the keys of the first; a row's `command` makes it again.
 class BenchTable {

@@ -16,6 +16,7 @@ void add_analyze(CLI::App& program, Action& chosen);
 void add_tune(CLI::App& program, Action& chosen);
 void add_plan(CLI::App& program, Action& chosen);
 void add_reconstruct(CLI::App& program, Action& chosen);
+void add_convert(CLI::App& program, Action& chosen);
 void add_info(CLI::App& program, Action& chosen);
 void add_bench(CLI::App& program, Action& chosen);
 void add_completion(CLI::App& program, Action& chosen);

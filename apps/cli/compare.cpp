@@ -118,7 +118,10 @@ std::string json_report(const Settings& settings, const ModelInfo& model, const 
 
 ImageMetadata metadata(const Settings& settings, const Comparison& comparison) {
   Json plans = Json::array();
-  for (const Drawn& drawn : comparison.plans) plans.push_back(Json::parse(drawn.plan.to_json()));
+  for (const Drawn& drawn : comparison.plans) {
+    plans.push_back(Json::parse(drawn.plan.to_json()));
+    plans.back().erase("note");
+  }
   return {{"Software", "sparvar " SPARVAR_VERSION},
           {"prompt", settings.prompts.front()},
           {"seed", std::to_string(settings.compare.generate.seed)},
@@ -136,10 +139,12 @@ void run(Settings& settings) {
   for (const std::string& name : settings.plans)
     if (names_file(name)) inputs.push_back(name);
   check_output_file("-o", settings.output, ".png", inputs);
-  for (const std::string& file : inputs) (void)AttentionPlan::from_file(file);  // before a model is loaded
-  if (settings.pipeline.device == "auto") settings.pipeline.device = "cpu";     // sparse attention runs there
-
+  for (const std::string& file : inputs) (void)AttentionPlan::from_file(file);  // before a model is looked for
   CompareOptions& options = settings.compare;
+  const ModelInfo outline = model_outline(settings.pipeline.model_dir);
+  for (const std::string& name : settings.plans)
+    options.plans.push_back(plan_of(name, outline.layers, static_cast<int>(outline.schedule.size())));
+  choose_device(settings.pipeline, options.plans);
   options.warm_up = !settings.cold;
   options.generate.prompts = settings.prompts;
   options.generate.cancel = catch_interrupts();
@@ -147,8 +152,6 @@ void run(Settings& settings) {
   Pipeline pipeline = Pipeline::load(settings.pipeline);
   stop_if_interrupted();
   const ModelInfo& model = pipeline.info();
-  for (const std::string& name : settings.plans)
-    options.plans.push_back(plan_of(name, model.layers, static_cast<int>(model.schedule.size())));
   options.generate.on_progress = [&display](const Progress& progress) { display.show(progress); };
   const Comparison comparison = compare(pipeline, options);
   display.clear();

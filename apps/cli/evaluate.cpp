@@ -38,11 +38,14 @@ struct Settings {
 /// All that figures depend on: a run with the same goes on where another stopped.
 Json settings_json(const Settings& settings, const ModelInfo& model, const std::vector<Variant>& variants) {
   Json plans = Json::array();
-  for (const Variant& variant : variants)
+  for (const Variant& variant : variants) {
+    Json plan = Json::parse(variant.plan.to_json());
+    plan.erase("note");
     plans.push_back({{"name", variant.name},
                      {"skip_scales", variant.skip_scales},
                      {"uncond_until", variant.uncond_until},
-                     {"plan", Json::parse(variant.plan.to_json())}});
+                     {"plan", std::move(plan)}});
+  }
   const GenerateOptions& generate = settings.generate;
   return {{"prompts", generate.prompts},
           {"pictures_per_prompt", generate.pictures_per_prompt},
@@ -69,7 +72,8 @@ void run(Settings& settings) {
   for (const VariantSource& source : settings.variants) {
     if (!names.insert(source.name).second)
       throw Error(ErrorKind::usage, fmt::format("evaluate: '{}' is in --plans twice", source.name));
-    if (names_file(source.plan)) (void)AttentionPlan::from_file(source.plan);  // before a model is loaded
+    for (const std::string& plan : {source.plan, source.as_many_pairs_as})
+      if (names_file(plan)) (void)AttentionPlan::from_file(plan);  // before a model is looked for
   }
   EvaluateOptions options;
   settings.generate.prompts = read_prompts(settings.prompts);
@@ -78,7 +82,14 @@ void run(Settings& settings) {
   if (pictures > most_pictures)
     throw Error(ErrorKind::usage,
                 fmt::format("evaluate: {} pictures of each plan; at most {} are drawn", pictures, most_pictures));
-  if (settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // sparse attention runs there
+  const ModelInfo outline = model_outline(settings.pipeline.model_dir);
+  const int scales = static_cast<int>(outline.schedule.size());
+  std::vector<AttentionPlan> plans;
+  for (const VariantSource& source : settings.variants) {
+    options.variants.push_back(load_variant(source, outline.layers, scales));
+    plans.push_back(options.variants.back().plan);
+  }
+  choose_device(settings.pipeline, plans);
   settings.generate.cancel = catch_interrupts();
   std::unique_ptr<Pipeline> pipeline;
   {
@@ -88,9 +99,13 @@ void run(Settings& settings) {
   }
   stop_if_interrupted();
   const ModelInfo& model = pipeline->info();
-  for (const VariantSource& source : settings.variants)
-    options.variants.push_back(load_variant(source, model.layers, static_cast<int>(model.schedule.size())));
   options.generate = settings.generate;
+  for (std::size_t v = 0; v < options.variants.size(); ++v) {
+    const VariantSource& source = settings.variants[v];
+    if (source.as_many_pairs_as.empty()) continue;
+    const Drawn other = draw(*pipeline, options_of_case(options.generate, 0), fitted_to(source, model.layers, scales));
+    fit_pairs(options.variants[v], other.result);
+  }
   EvaluationReport report(settings.folder, settings_json(settings, model, options.variants), options.generate,
                           options.variants, settings.worst);
   options.known = report.known();
@@ -127,7 +142,8 @@ void add_evaluate(CLI::App& program, Action& chosen) {
             for (const std::string& name : comma_list("--plans", text))
               settings->variants.push_back(parse_variant("--plans", name));
           },
-          "Presets and JSON files; PLAN+skip2 leaves out the last 2 scales, PLAN+uncond10 ends guidance at scale 10")
+          "Presets and JSON files; PLAN+skip2 leaves out the last 2 scales, PLAN+uncond10 ends guidance at scale 10; "
+          "fastvar=PLAN prunes tokens until as many pairs are computed as by PLAN")
       ->type_name("PLAN[,PLAN...]");
   command
       ->add_option("-o,--output", settings->folder, "Folder of the report; a run that was stopped goes on where it was")

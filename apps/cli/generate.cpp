@@ -211,8 +211,9 @@ void generate(Settings& settings) {
   options.cancel = catch_interrupts();
   options.prompts = collect_prompts(settings);
   const Output output = checked_output(settings);
-  if (!settings.plan.preset.empty() || !settings.plan.file.empty())
-    (void)load_plan(settings.plan, 1, 13);  // what is wrong with it is said before the model is loaded
+  if (!settings.plan.preset.empty() ||
+      !settings.plan.file.empty())  // what is wrong with it is said before a model loads
+    choose_device(settings.pipeline, {load_plan(settings.plan, 1, 13)});
   const bool cpu_only = settings.max_memory || !settings.preview_dir.empty();
   if (cpu_only && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
   if (settings.max_memory && settings.pipeline.device != "cpu")

@@ -62,6 +62,7 @@ int main(int argc, char** argv) {
     sparvar::cli::add_tune(program, chosen);
     sparvar::cli::add_plan(program, chosen);
     sparvar::cli::add_reconstruct(program, chosen);
+    sparvar::cli::add_convert(program, chosen);
     sparvar::cli::add_info(program, chosen);
     sparvar::cli::add_bench(program, chosen);
     sparvar::cli::add_completion(program, chosen);

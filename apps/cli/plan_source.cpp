@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "sparvar/error.h"
 #include "suggest.h"
 
 namespace sparvar::cli {
@@ -40,6 +41,14 @@ std::vector<std::string> comma_list(const std::string& flag, const std::string& 
 void check_preset(const std::string& flag, const std::string& name) {
   const std::vector<std::string> names = AttentionPlan::preset_names();
   if (std::find(names.begin(), names.end(), name) != names.end()) return;
+  if (name.starts_with("fastvar:")) {
+    try {
+      (void)AttentionPlan::preset(name, 1, 13);
+    } catch (const Error& error) {
+      throw CLI::ValidationError(flag, error.what());
+    }
+    return;
+  }
   throw CLI::ValidationError(flag, fmt::format("there is no plan '{}'{} (plans: {})", name, did_you_mean(name, names),
                                                fmt::join(names, ", ")));
 }
@@ -49,6 +58,18 @@ bool names_file(const std::string& name) { return name.ends_with(".json"); }
 AttentionPlan plan_of(const std::string& preset_or_file, int layers, int scales) {
   return names_file(preset_or_file) ? AttentionPlan::from_file(preset_or_file)
                                     : AttentionPlan::preset(preset_or_file, layers, scales);
+}
+
+void choose_device(PipelineOptions& options, const std::vector<AttentionPlan>& plans) {
+  const auto prunes =
+      std::find_if(plans.begin(), plans.end(), [](const auto& plan) { return plan.pruning.has_value(); });
+  if (prunes == plans.end() || options.device == "cpu") return;
+  if (options.device != "auto")
+    throw Error(ErrorKind::usage,
+                fmt::format("plan {} prunes tokens, which runs on the CPU only; take --device cpu, or "
+                            "leave the plan out",
+                            prunes->name));
+  options.device = "cpu";
 }
 
 }  // namespace sparvar::cli

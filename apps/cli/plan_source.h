@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "sparvar/attention_plan.h"
+#include "sparvar/pipeline.h"
 
 namespace sparvar::cli {
 
@@ -27,5 +27,9 @@ void check_preset(const std::string& flag, const std::string& name);
 /// Names that are files: those that end in .json.
 bool names_file(const std::string& name);
 AttentionPlan plan_of(const std::string& preset_or_file, int layers, int scales);
+
+/// Turns `auto` into the CPU where one of the plans runs nowhere else, so that all of them run on one device; throws
+/// Error(usage) where another device was asked for.
+void choose_device(PipelineOptions& options, const std::vector<AttentionPlan>& plans);
 
 }  // namespace sparvar::cli

@@ -92,4 +92,31 @@ void StepDisplay::clear() {
   drawn_ = false;
 }
 
+BytesDisplay::BytesDisplay(bool quiet) : quiet_(quiet), terminal_(stderr_is_terminal()) {}
+
+BytesDisplay::~BytesDisplay() { clear(); }
+
+void BytesDisplay::show(std::int64_t done, std::int64_t total, const std::string& what) {
+  constexpr std::chrono::milliseconds kBetweenFrames{100};
+  const auto now = std::chrono::steady_clock::now();
+  const bool last = done >= total;
+  if (quiet_ || (!last && now - last_ < (terminal_ ? std::chrono::milliseconds(kBetweenFrames) : kBetweenLines)))
+    return;
+  last_ = now;
+  const std::chrono::duration<double> elapsed = now - start_;
+  const double share = static_cast<double>(done) / static_cast<double>(std::max<std::int64_t>(total, 1));
+  const std::string left =
+      last || share <= 0 ? std::string() : fmt::format(", about {:.0f} s left", elapsed.count() * (1 - share) / share);
+  const std::string line =
+      fmt::format("{:3.0f} % of {} ({}), {:.1f} s{}", 100 * share, bytes_text(total), what, elapsed.count(), left);
+  const std::string text = terminal_ ? "\r" + line + "\x1B[K" : line + "\n";
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  drawn_ = terminal_;
+}
+
+void BytesDisplay::clear() {
+  if (drawn_) std::fputs("\r\x1B[K", stderr);
+  drawn_ = false;
+}
+
 }  // namespace sparvar::cli

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <string>
 
 #include "sparvar/pipeline.h"
@@ -46,6 +47,25 @@ class StepDisplay {
   int first_done_ = -1;  // at the first call: what a run that goes on had already
   int last_done_ = -1;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// Progress of long work by bytes: a line that is redrawn on a terminal, elsewhere one every few seconds.
+class BytesDisplay {
+ public:
+  explicit BytesDisplay(bool quiet);
+  ~BytesDisplay();
+  BytesDisplay(const BytesDisplay&) = delete;
+  BytesDisplay& operator=(const BytesDisplay&) = delete;
+
+  void show(std::int64_t done, std::int64_t total, const std::string& what);
+  void clear();
+
+ private:
+  bool quiet_;
+  bool terminal_;
+  bool drawn_ = false;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point last_ = start_;
 };
 
 }  // namespace sparvar::cli

@@ -160,6 +160,7 @@ ImageMetadata picture_metadata(const Run& run, const Picture& picture) {
   settings["picture_index"] = picture.picture_index;
   settings["prompt_index"] = picture.prompt_index;
   settings["plan"] = plan_json(run.options.plan);
+  settings["plan"].erase("note");  // for readers of the plan's file, not for every picture
   return {{"Software", "sparvar " SPARVAR_VERSION},
           {"prompt", picture.prompt},
           {"seed", std::to_string(run.options.seed)},

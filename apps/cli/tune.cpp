@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -22,6 +23,7 @@
 #include "progress.h"
 #include "prompts.h"
 #include "report.h"
+#include "tune_report.h"
 
 namespace sparvar::cli {
 namespace {
@@ -29,13 +31,13 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
-constexpr int shown_plans = 20;
-
 struct Settings {
   std::string prompts, held_out;
   std::string output;
   double target = 30;
   double budget = 600;
+  int trials = 0;    // 0: the budget is time
+  std::string cost;  // "seconds", "pairs"; empty: pairs where trials are counted, as the result then hangs on no clock
   std::uint64_t search_seed = 0;
   GenerateOptions generate;
   PipelineOptions pipeline;
@@ -73,26 +75,36 @@ Split split_prompts(const Settings& settings) {
   return split;
 }
 
-/// Draws pictures beside dense ones, which are drawn once and kept.
+/// Draws pictures beside dense ones, which are drawn once and kept. Cases from `tuning` on are drawn warm, for their
+/// times.
 class Judge {
  public:
-  Judge(Pipeline& pipeline, const GenerateOptions& generate, int cases)
-      : pipeline_(pipeline), generate_(generate), dense_(static_cast<std::size_t>(cases)) {
+  Judge(Pipeline& pipeline, const GenerateOptions& generate, int tuning, int cases)
+      : pipeline_(pipeline), generate_(generate), tuning_(tuning), dense_(static_cast<std::size_t>(cases)) {
     first_scale_ = first_tuned_scale(static_cast<int>(pipeline.info().schedule.size()));
     (void)draw(pipeline_, options_of_case(generate_, 0), dense_plan_);  // warms up
   }
 
   Trial operator()(const AttentionPlan& plan, int index) {
     std::optional<Drawn>& dense = dense_[static_cast<std::size_t>(index)];
-    if (!dense) dense = draw(pipeline_, options_of_case(generate_, index), dense_plan_);
-    if (plan.rules.empty()) return trial_of(dense->result, kEqualPsnr);
-    Drawn drawn = draw(pipeline_, options_of_case(generate_, index), plan);
-    return trial_of(drawn.result, std::min(psnr(dense->image, drawn.image), kEqualPsnr));
+    if (!dense) dense = drawn(dense_plan_, index);
+    if (plan.rules.empty()) return trial_of(dense->result, dense->result, kEqualPsnr);
+    const Drawn sparse = drawn(plan, index);
+    return trial_of(sparse.result, dense->result, std::min(psnr(dense->image, sparse.image), kEqualPsnr));
   }
+  /// Dense references are counted too.
+  int pictures() const { return pictures_; }
 
  private:
-  Trial trial_of(const GenerateResult& result, double psnr) const {
-    Trial trial{.psnr = psnr};
+  Drawn drawn(const AttentionPlan& plan, int index) {
+    ++pictures_;
+    const GenerateOptions one = options_of_case(generate_, index);
+    return index < tuning_ ? draw(pipeline_, one, plan) : draw_warm(pipeline_, one, plan);
+  }
+  Trial trial_of(const GenerateResult& result, const GenerateResult& dense, double psnr) const {
+    Trial trial{.psnr = psnr,
+                .share = pairs_computed(result, dense, first_counted_scale(dense.schedule)),
+                .speed_up = dense.total_seconds / result.total_seconds};
     double keys = 0;
     for (int k = 0; k < static_cast<int>(result.scales.size()); ++k) {
       const ScaleTiming& scale = result.scales[static_cast<std::size_t>(k)];
@@ -106,85 +118,40 @@ class Judge {
 
   Pipeline& pipeline_;
   const GenerateOptions& generate_;
+  int tuning_;
+  int pictures_ = 0;
   const AttentionPlan dense_plan_{"dense", {}};
   std::vector<std::optional<Drawn>> dense_;
   int first_scale_ = 0;
 };
 
-double share_of(const Tried& tried, const Tried& dense) {
-  const auto& trials = tried.tuning.empty() ? tried.held_out : tried.tuning;
-  const auto& all = dense.tuning;
-  return trials.empty() || all.empty() ? NAN : trials.front().pairs / all.front().pairs;
+std::string searched_text(const Settings& settings, const TuneResult& result) {
+  return fmt::format(
+      "searched on the first {} pictures of {}, judged on others of {}; seed {}, search seed {}, {} {}, {}",
+      result.tuning_cases, std::filesystem::path(settings.prompts).filename().string(),
+      std::filesystem::path(settings.held_out.empty() ? settings.prompts : settings.held_out).filename().string(),
+      settings.generate.seed, settings.search_seed, settings.trials > 0 ? "trials" : "budget in seconds",
+      settings.trials > 0 ? fmt::format("{}", settings.trials) : fmt::format("{:g}", settings.budget),
+      name_of(settings.pipeline.precision));
 }
 
-const Tried& dense_of(const TuneResult& result) {
-  return *std::find_if(result.tried.begin(), result.tried.end(), [](const Tried& tried) {
-    return std::all_of(tried.layers.begin(), tried.layers.end(), [](int option) { return option == 0; });
-  });
-}
-
-std::string text_report(const Settings& settings, const TuneResult& result, const AttentionPlan& plan, int scales) {
-  std::string out =
-      fmt::format("{} plans tried; the frontier, of {} held-out pictures{}\n", result.tried.size(),
-                  result.held_out_cases, result.out_of_time ? " (the search was cut short by --budget)" : "");
-  out += "\n    cost     pairs   held out    tuning  plan\n";
-  const auto decibels = [](double psnr) {
-    return std::isnan(psnr) ? std::string("-") : fmt::format("{:.2f} dB", psnr);
-  };
-  int shown = 0;
-  for (std::size_t i = 0; i < result.tried.size() && shown < shown_plans; ++i) {
-    const Tried& tried = result.tried[i];
-    const bool chosen = static_cast<int>(i) == result.chosen;
-    if (!chosen && tried.held_out.empty()) continue;
-    out +=
-        fmt::format("{} {:5.1f} %  {:5.1f} %  {:>9}  {:>9}  {}{}\n",
-                    chosen              ? ">"
-                    : tried.on_frontier ? "*"
-                                        : " ",
-                    100 * tried.cost / result.dense_cost, 100 * share_of(tried, dense_of(result)),
-                    decibels(tried.held_out_psnr()), decibels(tried.psnr(tried.tuning.size())), tried.name,
-                    static_cast<int>(tried.held_out.size()) < result.held_out_cases ? " (not judged to the end)" : "");
-    ++shown;
-  }
-  out += fmt::format(
-      "\ncost, pairs: of attention from scale {} on, against dense; > the plan that was chosen, * on the "
-      "frontier\n",
-      first_tuned_scale(scales));
-  if (plan.rules.empty())
-    out += fmt::format("No sparse plan that was tried holds {:g} dB; dense attention does.\n", settings.target);
-  return out + settings.output + "\n";
-}
-
-Json tried_json(const TuneResult& result, const Tried& tried) {
-  const auto number = [](double value) { return std::isfinite(value) ? Json(value) : Json(); };
-  Json options = Json::array();
-  for (const int option : tried.layers) options.push_back(result.options[static_cast<std::size_t>(option)].name);
-  return {{"name", tried.name},
-          {"layers", options},
-          {"cost", number(tried.cost / result.dense_cost)},
-          {"share_of_pairs", number(share_of(tried, dense_of(result)))},
-          {"tuning_pictures", tried.tuning.size()},
-          {"tuning_psnr", number(tried.psnr(tried.tuning.size()))},
-          {"held_out_pictures", tried.held_out.size()},
-          {"held_out_psnr", number(tried.held_out_psnr())},
-          {"on_frontier", tried.on_frontier}};
-}
-
-Json json_report(const Settings& settings, const Split& split, const TuneResult& result, const AttentionPlan& plan,
-                 const ModelInfo& model) {
-  Json tried = Json::array();
-  for (const Tried& one : result.tried) tried.push_back(tried_json(result, one));
-  return {{"plan_file", settings.output},
-          {"plan", Json::parse(plan.to_json())},
-          {"target_psnr", settings.target},
-          {"chosen", tried_json(result, result.tried[static_cast<std::size_t>(result.chosen)])},
-          {"tuning_prompts", std::vector<std::string>(split.prompts.begin(), split.prompts.begin() + split.tuning)},
-          {"held_out_prompts", std::vector<std::string>(split.prompts.begin() + split.tuning, split.prompts.end())},
-          {"held_out_pictures", result.held_out_cases},
-          {"cut_short", result.out_of_time},
-          {"tried", tried},
-          {"model", to_json(model)},
-          {"machine", machine_json(model)}};
+Json json_report(const Settings& settings, const Split& split, const Tuning& tuning) {
+  Json out = {{"plan_file", settings.output},
+              {"plan", Json::parse(chosen_plan(tuning).to_json())},
+              {"target_psnr", settings.target},
+              {"cost", tuning.cost == TuneCost::pairs ? "pairs" : "seconds"},
+              {"budget", settings.trials > 0 ? Json{{"trials", settings.trials}} : Json{{"seconds", settings.budget}}},
+              {"seed", settings.generate.seed},
+              {"search_seed", settings.search_seed},
+              {"tuning_prompts", std::vector<std::string>(split.prompts.begin(), split.prompts.begin() + split.tuning)},
+              {"held_out_prompts", std::vector<std::string>(split.prompts.begin() + split.tuning, split.prompts.end())},
+              {"tuning_pictures", tuning.result.tuning_cases},
+              {"held_out_pictures", tuning.result.held_out_cases},
+              {"cut_short", tuning.result.out_of_time}};
+  add_to_json(out, tuning);
+  out["model"] = to_json(tuning.model);
+  out["machine"] = machine_json(tuning.model);
+  return out;
 }
 
 void run(Settings& settings) {
@@ -195,7 +162,6 @@ void run(Settings& settings) {
   const Split split = split_prompts(settings);
   settings.generate.prompts = split.prompts;
   settings.generate.cancel = catch_interrupts();
-  if (settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // sparse attention runs there
   std::unique_ptr<Pipeline> pipeline;
   {
     ProgressDisplay loading(settings.quiet);
@@ -206,7 +172,7 @@ void run(Settings& settings) {
   const ModelInfo& model = pipeline->info();
   const auto start = Clock::now();
   const int each = settings.generate.pictures_per_prompt;
-  Judge judge(*pipeline, settings.generate, static_cast<int>(split.prompts.size()) * each);
+  Judge judge(*pipeline, settings.generate, split.tuning * each, static_cast<int>(split.prompts.size()) * each);
   StepDisplay display(settings.quiet);
   TuneProblem problem;
   problem.layers = model.layers;
@@ -214,23 +180,34 @@ void run(Settings& settings) {
   problem.target = settings.target;
   problem.tuning_cases = split.tuning * each;
   problem.held_out_cases = (static_cast<int>(split.prompts.size()) - split.tuning) * each;
-  problem.budget = settings.budget;
+  const bool counted = settings.trials > 0;
+  problem.budget = counted ? settings.trials : settings.budget;
+  problem.cost = settings.cost == "pairs" || (settings.cost.empty() && counted) ? TuneCost::pairs : TuneCost::seconds;
   problem.seed = settings.search_seed;
   problem.measure = [&](const AttentionPlan& plan, int index) { return judge(plan, index); };
-  problem.elapsed = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  problem.elapsed = [&] {
+    return counted ? judge.pictures() : std::chrono::duration<double>(Clock::now() - start).count();
+  };
   problem.on_progress = [&](const std::string& stage, double share) {
-    display.show(static_cast<int>(share * settings.budget), static_cast<int>(settings.budget), stage);
+    display.show(static_cast<int>(std::min(share, 1.0) * problem.budget), static_cast<int>(problem.budget), stage);
   };
   const TuneResult result = tune(problem);
   display.clear();
-  const AttentionPlan plan =
-      result.plan(result.tried[static_cast<std::size_t>(result.chosen)], fmt::format("tuned-{:g}dB", settings.target));
-  const std::string text = plan.to_json() + "\n";
+  const bool timed = std::any_of(result.tried.begin(), result.tried.end(), [](const Tried& tried) {
+    return std::any_of(tried.tuning.begin(), tried.tuning.end(), [](const Trial& trial) { return trial.seconds > 0; });
+  });  // a GPU does not time attention alone
+  const Tuning tuning{.result = result,
+                      .model = model,
+                      .target = settings.target,
+                      .cost = timed ? problem.cost : TuneCost::pairs,
+                      .searched = searched_text(settings, result),
+                      .output = settings.output};
+  const std::string text = chosen_plan(tuning).to_json() + "\n";
   write_file_atomically(settings.output, {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
   if (settings.json)
-    print(dump(json_report(settings, split, result, plan, model)));
+    print(dump(json_report(settings, split, tuning)));
   else if (!settings.quiet)
-    print(text_report(settings, result, plan, problem.scales));
+    print(text_report(tuning));
 }
 
 }  // namespace
@@ -249,8 +226,17 @@ void add_tune(CLI::App& program, Action& chosen) {
       ->type_name("FILE");
   add_number(*command, "--target-psnr", settings->target, Range<double>{1, 100},
              "Mean PSNR against dense attention, in dB, that held-out pictures keep (30)");
-  add_number(*command, "--budget", settings->budget, Range<double>{1, 1e7},
-             "Seconds the search may take; the longer, the more plans are tried (600)");
+  CLI::Option* budget = add_number(*command, "--budget", settings->budget, Range<double>{1, 1e7},
+                                   "Seconds the search may take; the longer, the more plans are tried (600)");
+  add_number(*command, "--trials", settings->trials, Range<int>{1, 10000000},
+             "Pictures the search may draw, instead of seconds: the same plan comes out every time")
+      ->excludes(budget);
+  command
+      ->add_option("--cost", settings->cost,
+                   "What the cheapest plan has least of: seconds or pairs, query-key pairs computed (seconds; with "
+                   "--trials: pairs)")
+      ->check(CLI::IsMember({"seconds", "pairs"}))
+      ->type_name("NAME");
   command->add_option("-o,--output", settings->output, "The plan, for generate --plan")->type_name("FILE.json");
   add_number(*command, "-n", generate.pictures_per_prompt, Range<int>{1, 1024}, "Pictures for each prompt (1)");
   add_seed(*command, generate.seed, "Seed of all pictures (0)");

@@ -13,6 +13,9 @@
 
 namespace sparvar {
 
+struct QueryTiles;  // src/attention/key_lists.h: not a part of the stable interface
+struct KeyLists;
+
 /// Where rows lie, in elements: row r of head h of batch entry b begins at b * batch + h * head + r * row. The channels
 /// of a row lie next to each other. A stride of 0 shares: k and v with head = 0 serve every head.
 struct AttentionStrides {
@@ -51,6 +54,9 @@ class PreparedAttention {
   /// while it runs (cs4a, probe): such lists depend on the buffers and on other scales.
   PreparedAttention(const AttentionPlan& plan, const ScaleSchedule& schedule, int scale, int layer,
                     const AttentionShape& shape);
+  /// For tools of this repository: lists of the caller's own, one for all heads, of tiles that hold each of the queries
+  /// 0 .. n - 1 once. Throws Error(usage) where they are not sound or reach beyond `keys`.
+  PreparedAttention(const QueryTiles& tiles, const KeyLists& lists, int keys, const AttentionShape& shape);
   PreparedAttention(PreparedAttention&&) noexcept;
   PreparedAttention& operator=(PreparedAttention&&) noexcept;
   ~PreparedAttention();

@@ -92,6 +92,7 @@ struct AttentionPlan {
   std::string name = "dense";
   std::vector<AttentionRule> rules;
   std::optional<TokenPruning> pruning{};
+  std::vector<std::string> note{};  // lines for whoever reads the plan; they change nothing
 
   const AttentionMethod& method(int layer, int scale) const;
   /// Of the tokens of a scale, those that run.
@@ -102,8 +103,9 @@ struct AttentionPlan {
   void validate() const;
   bool operator==(const AttentionPlan&) const = default;
 
-  /// dense | csla | csla-blocks | cs4a | cs4a-rows | probe | published | sparvar | fastvar. Throws Error(usage) for
-  /// another name. `scales`: how many scales the model has: sparse scales are the last three of 13 and shift with it.
+  /// dense | csla | csla-blocks | cs4a | cs4a-rows | cs4a-nocache | probe | published | sparvar | fastvar, or fastvar:R
+  /// (R, more than 0 to 1: the share of tokens that run at each pruned scale). Throws Error(usage) for another name.
+  /// `scales`: how many scales the model has: sparse scales are the last three of 13 and shift with it.
   static AttentionPlan preset(const std::string& name, int layers, int scales);
   static std::vector<std::string> preset_names();
   static AttentionPlan from_json(const std::string& text, const std::string& where);

@@ -85,6 +85,15 @@ class Members {
     out.clear();
     for (const Json& item : *value) out.push_back(integer(key, item));
   }
+  void read(const char* key, std::vector<std::string>& out) {
+    const Json* value = find(key);
+    if (value == nullptr) return;
+    const bool texts = value->is_array() &&
+                       std::all_of(value->begin(), value->end(), [](const Json& line) { return line.is_string(); });
+    if (!texts || value->size() > kMaxItems)
+      fail(fmt::format("{}: expected a list of at most {} lines of text, found {}", key, kMaxItems, kind(*value)));
+    out = value->get<std::vector<std::string>>();
+  }
   void range(const char* key, int& first, int& last) {
     std::vector<int> pair{first, last};
     read(key, pair);
@@ -272,6 +281,7 @@ AttentionPlan AttentionPlan::from_json(const std::string& text, const std::strin
   Members members(json, where);
   AttentionPlan plan{"unnamed", {}};
   members.read("name", plan.name);
+  members.read("note", plan.note);
   const Json* rules = members.find("rules");
   if (const Json* pruning = members.find("pruning")) plan.pruning = read_pruning(*pruning, where + ": pruning");
   members.done();
@@ -313,7 +323,9 @@ AttentionPlan AttentionPlan::from_file(const std::string& path) {
 }
 
 std::string AttentionPlan::to_json() const {
-  Json json{{"name", name}, {"rules", Json::array()}};
+  Json json{{"name", name}};
+  if (!note.empty()) json["note"] = note;
+  json["rules"] = Json::array();
   for (const AttentionRule& rule : rules) {
     Json out;
     out["layers"] = {rule.first_layer, rule.last_layer};

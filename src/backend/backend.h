@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention/key_lists.h"
+#include "attention/token_order.h"
 #include "core/tensor.h"
 
 namespace sparvar {
@@ -170,6 +171,14 @@ class Backend {
   /// Type of a product that one more operation reads and rounds.
   virtual DType product_type() const = 0;
 
+  // ---- on a stream and in memory of somebody else
+  /// Bytes of working memory that `body` takes at its largest. It is called without computing. 0 on the CPU.
+  virtual std::int64_t working_bytes(const std::function<void()>& body);
+  /// `body` with its work enqueued on `stream` (a stream of the device; null: its default one) and with its working
+  /// memory in `memory`, of at least working_bytes(body). What it makes must be gone when it returns. On the CPU:
+  /// body().
+  virtual void run_on(void* stream, void* memory, std::int64_t bytes, const std::function<void()>& body);
+
   // ---- tensors
   virtual Tensor empty(DType dtype, Shape shape) = 0;
   virtual Tensor zeros(DType dtype, Shape shape) = 0;
@@ -257,15 +266,15 @@ class Backend {
   virtual void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) = 0;
   /// The same, and add_resized of `cache` to its output.
   virtual void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice,
-                                       Tensor& pairs, const Tensor& cache, Grid from, Grid to) {
+                                       Tensor& pairs, const Tensor& cache, const TokenMap& from, const TokenMap& to) {
     attention(args, recipe, choice, pairs);
     add_resized(args.out, cache, from, to);
   }
   /// f32 [B * H, groups, keys]: per group of queries and key, the sum of softmax probabilities over all `keys` keys.
   virtual Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) = 0;
-  /// out [B, to.tokens, H, D] += bilinear resize (align_corners = false) of cache [B, from.tokens, H, D], f32 or
-  /// product_type().
-  virtual void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) = 0;
+  /// out [B, tokens of `to`, H, D] += bilinear resize (align_corners = false) of cache [B, tokens of `from`, H, D], f32
+  /// or product_type(); each map in its order.
+  virtual void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) = 0;
   /// Rows of x [B, n, H, D] -> f32 [B, rows, H, D].
   virtual Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
   /// Rows of x [B, H, n, D] -> [B, H, rows, D] of x's type.
@@ -304,6 +313,9 @@ class Backend {
   virtual Tensor to_bytes(const Tensor& x) = 0;
 };
 
+inline std::int64_t Backend::working_bytes(const std::function<void()>&) { return 0; }
+inline void Backend::run_on(void*, void*, std::int64_t, const std::function<void()>& body) { body(); }
+
 struct CpuOptions {
   DType compute = DType::bf16;
   int threads = 0;  // 0: all cores
@@ -319,6 +331,8 @@ struct CudaOptions {
   bool planning = false;
   /// false: on Hopper too, attend to lists of keys with the kernel of sm_80, to test and compare it.
   bool hopper = true;
+  /// false: dense attention and convolutions by the own kernels at every size, to compare them.
+  bool cudnn = true;
   /// Null: products take the fastest algorithm that gives the bits of the library's favourite.
   std::shared_ptr<ProductChoices> choices = {};
   /// Kernels that newer ones replace, to test and time both.

@@ -2,11 +2,13 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
@@ -78,27 +80,80 @@ fs::path temporary_name(const fs::path& folder) {
   return folder / fmt::format(".sparvar-{}-{}.tmp", ::getpid(), counter++);
 }
 
-void write_regular(const fs::path& target, const std::string& path, std::span<const std::uint8_t> bytes) {
-  const fs::path folder = target.has_parent_path() ? target.parent_path() : fs::path(".");
+fs::path folder_of(const fs::path& target) { return target.has_parent_path() ? target.parent_path() : fs::path("."); }
+
+void require_folder(const fs::path& folder, const std::string& path) {
   struct stat status {};
   if (::stat(folder.c_str(), &status) != 0)
     fail(path, fmt::format("its folder {}: {}; create it first", folder.string(), text_of(errno)));
   if (!S_ISDIR(status.st_mode)) fail(path, fmt::format("{} is not a folder", folder.string()));
+}
 
-  // A file of this name can only be left over from a process that was killed and had our id.
-  const std::string aside = temporary_name(folder).string();
-  ::unlink(aside.c_str());
-  Descriptor file(::open(aside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-  if (file.get() < 0) fail(path, text_of(errno));
-  Scrap scrap(aside);
-  write_all(file.get(), bytes, path);
-  if (::fsync(file.get()) != 0 && errno != EINVAL) fail(path, text_of(errno));  // EINVAL: the file system has no fsync
-  if (file.close() != 0) fail(path, text_of(errno));
-  if (::rename(aside.c_str(), target.c_str()) != 0) fail(path, text_of(errno));
-  scrap.keep();
+/// A link stays a link.
+fs::path resolve(const std::string& path, bool exists) {
+  std::error_code ignored;
+  const fs::path resolved = exists ? fs::canonical(path, ignored) : fs::path(path);
+  return resolved.empty() ? fs::path(path) : resolved;
 }
 
 }  // namespace
+
+struct AtomicWriter::State {
+  State(const std::string& wanted, fs::path resolved)
+      : path(wanted),
+        target(std::move(resolved)),
+        aside(prepare(target, wanted)),
+        file(create(aside, wanted)),
+        scrap(aside) {}
+
+  static std::string prepare(const fs::path& target, const std::string& path) {
+    require_folder(folder_of(target), path);
+    return temporary_name(folder_of(target)).string();
+  }
+
+  /// A file of this name can only be left over from a process that was killed and had our id.
+  static int create(const std::string& aside, const std::string& path) {
+    ::unlink(aside.c_str());
+    const int file = ::open(aside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (file < 0) fail(path, text_of(errno));
+    return file;
+  }
+
+  std::string path;
+  fs::path target;
+  std::string aside;
+  Descriptor file;
+  Scrap scrap;
+};
+
+AtomicWriter::AtomicWriter(const std::string& path)
+    : state_(std::make_unique<State>(path, resolve(path, ::access(path.c_str(), F_OK) == 0))) {}
+
+AtomicWriter::~AtomicWriter() = default;
+
+void AtomicWriter::write(std::span<const std::uint8_t> bytes) { write_all(state_->file.get(), bytes, state_->path); }
+
+void AtomicWriter::commit() {
+  const std::string& path = state_->path;
+  if (::fsync(state_->file.get()) != 0 && errno != EINVAL)  // EINVAL: the file system has no fsync
+    fail(path, text_of(errno));
+  if (state_->file.close() != 0) fail(path, text_of(errno));
+  if (::rename(state_->aside.c_str(), state_->target.c_str()) != 0) fail(path, text_of(errno));
+  state_->scrap.keep();
+}
+
+void remove_left_pieces(const std::string& folder) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    int process = 0;
+    unsigned number = 0;
+    char end = 0;
+    const std::string name = entry.path().filename().string();
+    if (std::sscanf(name.c_str(), ".sparvar-%d-%u.tm%c", &process, &number, &end) != 3 || end != 'p' || process <= 0)
+      continue;
+    if (::kill(process, 0) != 0 && errno == ESRCH) ::unlink(entry.path().c_str());
+  }
+}
 
 void write_file_atomically(const std::string& path, std::span<const std::uint8_t> bytes) {
   if (path.empty()) throw Error(ErrorKind::system, "cannot write a file without a name");
@@ -107,9 +162,9 @@ void write_file_atomically(const std::string& path, std::span<const std::uint8_t
   if (exists && S_ISDIR(status.st_mode)) fail(path, "it is a folder; name a file");
   if (path.back() == '/') fail(path, "it names a folder; name a file");
   if (exists && !S_ISREG(status.st_mode)) return write_device(path, bytes);  // renaming over /dev/null would replace it
-  std::error_code ignored;
-  const fs::path resolved = exists ? fs::canonical(path, ignored) : fs::path(path);  // a link stays a link
-  write_regular(resolved.empty() ? fs::path(path) : resolved, path, bytes);
+  AtomicWriter writer(path);
+  writer.write(bytes);
+  writer.commit();
 }
 
 }  // namespace sparvar

@@ -20,36 +20,40 @@ struct AttentionRunner::Static {
 };
 
 struct AttentionRunner::Followed {
-  ListRecipe recipe;
+  QueryTiles tiles;   // row by row
+  ListRecipe recipe;  // as tokens and keys lie
   AttentionRecipePtr prepared;
 
-  void prepare(Backend& backend, ListRecipe made) {
-    recipe = std::move(made);
+  void prepare(Backend& backend, const KeyPlaces& places, int scale, ListRecipe made) {
+    tiles = made.tiles;
+    recipe = places.recipe(scale, std::move(made));
     prepared = backend.prepare_recipe(recipe);
   }
 };
 
-struct AttentionRunner::Decision {
-  Tensor choice;  // I32 [B * H, groups, keys chosen]
-  Tensor cache;   // [B, n_S, H, D]: dense minus sparse
-
-  /// Guidance may have ended since: the rows that are left are the first.
-  void keep(std::int64_t rows, std::int64_t heads) {
-    if (rows * heads >= choice.dim(0)) return;
-    choice = choice.rows(0, rows * heads);
-    if (cache.defined()) cache = cache.rows(0, rows);
-  }
-};
-
 struct AttentionRunner::Probing {
-  ProbeLayout layout;
+  ProbeLayout layout;                // row by row
+  std::vector<std::int32_t> probes;  // where they lie
   Followed lists;
 };
 
-AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers)
+namespace {
+
+/// Guidance may have ended since: the rows that are left are the first.
+void keep_rows(CarriedKeys& carried, std::int64_t rows, std::int64_t heads) {
+  if (rows * heads >= carried.choice.dim(0)) return;
+  carried.choice = carried.choice.rows(0, rows * heads);
+  if (carried.residual.defined()) carried.residual = carried.residual.rows(0, rows);
+}
+
+}  // namespace
+
+AttentionRunner::AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers,
+                                 TokenOrder order)
     : backend_(backend),
       plan_(std::move(plan)),
       schedule_(std::move(schedule)),
+      places_(schedule_, order),
       pairs_(schedule_.size()),
       seconds_(schedule_.size()),
       all_(schedule_.size()),
@@ -86,6 +90,12 @@ void AttentionRunner::release() {
   for (auto& decision : decisions_) decision.reset();
 }
 
+CarriedKeys AttentionRunner::carried(int layer) const { return decisions_[layer] ? *decisions_[layer] : CarriedKeys{}; }
+
+void AttentionRunner::carry(int layer, CarriedKeys keys) {
+  decisions_[layer] = std::make_unique<CarriedKeys>(std::move(keys));
+}
+
 void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
   if (query_observer_) query_observer_(layer, scale, args);
   const auto start = std::chrono::steady_clock::now();
@@ -113,23 +123,24 @@ double AttentionRunner::csla(const CslaAttention& method, int layer, AttentionAr
     known.tiles = csla_tiles(schedule_[scale], method);
     known.lists = csla_lists(schedule_, scale, method, known.tiles);
     known.share = sparvar::share_of_pairs(known.tiles, known.lists, keys_[scale]);
-    known.prepared = backend_.prepare_lists(known.tiles, known.lists);
+    known.prepared = backend_.prepare_lists(places_.tiles(scale, known.tiles), places_.lists(known.lists));
   }
   if (observer_) observer_(layer, scale, known.tiles, known.lists);
   backend_.attention(args, *known.prepared);
   return known.share;
 }
 
-void AttentionRunner::show(int layer, int scale, const ListRecipe& recipe, const Tensor& choice) const {
+void AttentionRunner::show(int layer, int scale, const Followed& followed, const Tensor& choice) const {
   if (!observer_) return;
-  observer_(layer, scale, recipe.tiles, follow(recipe, backend_.download(choice)));
+  observer_(layer, scale, followed.tiles, places_.back(follow(followed.recipe, backend_.download(choice))));
 }
 
 void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice,
-                             const Tensor& cache, Grid cache_grid) {
+                             const Tensor& cache, int cache_scale) {
   Tensor count = counted_.rows(scale, scale + 1);
   if (cache.defined())
-    backend_.attention_with_residual(args, *prepared, choice, count, cache, cache_grid, schedule_[scale]);
+    backend_.attention_with_residual(args, *prepared, choice, count, cache, places_.map(cache_scale),
+                                     places_.map(scale));
   else
     backend_.attention(args, *prepared, choice, count);
   all_[scale] = args.q.dim(0) * args.q.dim(1) * args.q.dim(2) * keys_[scale];
@@ -137,19 +148,19 @@ void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionReci
 
 double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale) {
   if (scale <= method.decision_scale) return decide(method, layer, args, scale);
-  Decision* decision = decisions_[layer].get();
+  CarriedKeys* decision = decisions_[layer].get();
   if (decision == nullptr)
     throw Error(ErrorKind::usage,
                 fmt::format("plan {}: layer {} carries keys at scale {}, but did not decide at scale {}", plan_.name,
                             layer, scale, method.decision_scale));
-  decision->keep(args.q.dim(0), args.q.dim(1));
+  keep_rows(*decision, args.q.dim(0), args.q.dim(1));
   Followed& known = cs4a_[{&method, scale}];
   if (!known.prepared)
-    known.prepare(backend_,
+    known.prepare(backend_, places_, scale,
                   carry_recipe(method, schedule_, scale, group_tiles(schedule_[scale], method.group),
                                static_cast<int>(decision->choice.dim(1)), static_cast<int>(decision->choice.dim(2))));
-  show(layer, scale, known.recipe, decision->choice);
-  attend(args, scale, known.prepared, decision->choice, decision->cache, schedule_[method.decision_scale]);
+  show(layer, scale, known, decision->choice);
+  attend(args, scale, known.prepared, decision->choice, decision->residual, method.decision_scale);
   return 0;  // counted on the device
 }
 
@@ -161,22 +172,23 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
     const QueryTiles tiles = group_tiles(schedule_[scale], method.group);
     std::vector<std::int32_t> own_group(tiles.count());
     std::iota(own_group.begin(), own_group.end(), 0);
-    known.prepare(backend_, {.tiles = tiles,
-                             .keys = keys_[scale],
-                             .chosen = counts.front(),
-                             .group_of = std::move(own_group),
-                             .map = {},
-                             .fixed = {}});
+    known.prepare(backend_, places_, scale,
+                  {.tiles = tiles,
+                   .keys = keys_[scale],
+                   .chosen = counts.front(),
+                   .group_of = std::move(own_group),
+                   .map = {},
+                   .fixed = {}});
   }
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
-  auto decision = std::make_unique<Decision>();
+  auto decision = std::make_unique<CarriedKeys>();
   decision->choice = backend_.attend_and_choose(args, {}, known.recipe.tiles, keys_[scale], counts);
   args.statistics = Tensor();
   if (method.residual) {
     AttentionArgs sparse = args;
     sparse.out = backend_.empty(args.out.dtype(), args.out.shape());
     attend(sparse, scale, known.prepared, decision->choice);
-    decision->cache = backend_.subtract(args.out, sparse.out, backend_.product_type());
+    decision->residual = backend_.subtract(args.out, sparse.out, backend_.product_type());
   }
   decisions_[layer] = std::move(decision);
   return 1;
@@ -187,21 +199,22 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   Probing& known = probing_[{&method, scale}];
   if (!known.lists.prepared) {
     known.layout = probe_layout(grid, method);
-    known.lists.prepare(backend_, probe_recipe(schedule_, scale, method, known.layout));
+    known.probes = places_.queries(scale, known.layout.probe_rows);
+    known.lists.prepare(backend_, places_, scale, probe_recipe(schedule_, scale, method, known.layout));
   }
   // The probes see all keys.
-  const std::vector<std::int32_t>& probes = known.layout.probe_rows;
+  const std::vector<std::int32_t>& probes = known.probes;
   const auto count = static_cast<std::int64_t>(probes.size());
   AttentionArgs dense_args = args;
   dense_args.out = backend_.empty(args.out.dtype(), {args.q.dim(0), count, args.q.dim(1), args.q.dim(3)});
   dense_args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), count, 2});
   const Tensor choice =
       backend_.attend_and_choose(dense_args, probes, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen});
-  show(layer, scale, known.lists.recipe, choice);
+  show(layer, scale, known.lists, choice);
   attend(args, scale, known.lists.prepared, choice);
   if (method.residual) {
     const Tensor residual = backend_.minus_rows(dense_args.out, args.out, probes);
-    backend_.add_resized(args.out, residual, known.layout.probe_grid, grid);
+    backend_.add_resized(args.out, residual, known.layout.probe_grid, places_.map(scale));
   }
   return static_cast<double>(count) / grid.tokens();
 }

@@ -6,21 +6,29 @@
 #include <memory>
 #include <vector>
 
+#include "attention/token_order.h"
 #include "backend/backend.h"
 #include "sparvar/attention_plan.h"
 
 namespace sparvar {
 
-/// Sees the lists of every sparse (layer, scale) as they are executed; `lists` holds one list for all batch entries and
-/// heads, or one for each.
+/// Sees the lists of every sparse (layer, scale) as they are executed, tokens and keys row by row whatever their order
+/// in memory; `lists` holds one list for all batch entries and heads, or one for each.
 using ListObserver = std::function<void(int layer, int scale, const QueryTiles& tiles, const KeyLists& lists)>;
 
-/// Sees the queries and keys of every (layer, scale) before attention runs.
+/// Sees the queries and keys of every (layer, scale) before attention runs, in the runner's order.
 using QueryObserver = std::function<void(int layer, int scale, const AttentionArgs& args)>;
+
+/// What a layer carries from its CS4A decision scale to the scales above.
+struct CarriedKeys {
+  Tensor choice;    // I32 [B * H, groups, keys chosen]
+  Tensor residual;  // [B, n_S, H, D]: dense minus sparse; undefined where the method adds none
+};
 
 class AttentionRunner {
  public:
-  AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers);
+  /// `order`: how the queries and keys of each scale lie, in every call.
+  AttentionRunner(Backend& backend, AttentionPlan plan, ScaleSchedule schedule, int layers, TokenOrder order = {});
   ~AttentionRunner();
   AttentionRunner(AttentionRunner&&) noexcept;
 
@@ -32,6 +40,10 @@ class AttentionRunner {
   void release();
   /// Fills args.out for the queries of `scale`; k and v hold the keys of scales 0 .. scale. Scales must come in order.
   void run(int layer, int scale, AttentionArgs& args);
+  /// What run() left at the decision scale of a layer, and putting it back before the scales above: for callers that
+  /// keep it themselves. Nothing where nothing was decided.
+  CarriedKeys carried(int layer) const;
+  void carry(int layer, CarriedKeys keys);
   /// Pairs computed over pairs there are, and seconds spent, at the scale, all layers together. A device that records
   /// programs leaves the seconds at 0.
   double share_of_pairs(int scale) const;
@@ -39,14 +51,13 @@ class AttentionRunner {
 
  private:
   struct Static;    // tiles and lists that depend on the schedule only
-  struct Decision;  // what a layer keeps of its CS4A decision scale
   struct Followed;  // a recipe for lists, which depends on the schedule only
   struct Probing;   // the part of a probe plan that depends on the schedule only
   double dense(AttentionArgs& args, int scale);
   /// Every tile attends to its list made of the choice; the pairs are counted on the device.
   void attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice,
-              const Tensor& cache = {}, Grid cache_grid = {});
-  void show(int layer, int scale, const ListRecipe& recipe, const Tensor& choice) const;
+              const Tensor& cache = {}, int cache_scale = 0);
+  void show(int layer, int scale, const Followed& followed, const Tensor& choice) const;
   double csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale);
   double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
   double probe(const ProbeAttention& method, int layer, AttentionArgs& args, int scale);
@@ -57,6 +68,7 @@ class AttentionRunner {
   QueryObserver query_observer_;
   AttentionPlan plan_;
   ScaleSchedule schedule_;
+  KeyPlaces places_;
   std::vector<int> keys_;            // keys of scales 0 .. k
   std::vector<double> dense_share_;  // of pairs that dense attention computes; less than 1 where tokens are pruned
   std::vector<double> pairs_, seconds_;
@@ -65,7 +77,7 @@ class AttentionRunner {
   std::map<std::pair<const void*, int>, Static> csla_;  // by method and scale, as those below
   std::map<std::pair<const void*, int>, Followed> cs4a_;
   std::map<std::pair<const void*, int>, Probing> probing_;
-  std::vector<std::unique_ptr<Decision>> decisions_;  // per layer
+  std::vector<std::unique_ptr<CarriedKeys>> decisions_;  // per layer
 };
 
 }  // namespace sparvar

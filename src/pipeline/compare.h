@@ -32,6 +32,9 @@ struct Comparison {
 
 /// The one picture of `options` with `plan`. Throws as Pipeline::generate does, and Error(usage) for several pictures.
 Drawn draw(Pipeline& pipeline, GenerateOptions options, const AttentionPlan& plan);
+/// The same; where a device had to record programs for it, as a GPU does for every plan and shape anew, it is drawn
+/// again: times of pictures that come after are what compares.
+Drawn draw_warm(Pipeline& pipeline, const GenerateOptions& options, const AttentionPlan& plan);
 /// Fills in psnr and ssim (NaN where the picture is smaller than SSIM's window).
 void measure(Drawn& drawn, const Image& dense);
 

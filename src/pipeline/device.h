@@ -16,8 +16,8 @@ struct Device {
 };
 
 /// "auto", "cpu", "cuda" or "cuda:N" of the options. Throws Error(usage) for another name and Error(system) where a GPU
-/// was asked for that is not there. `planning`: as CudaOptions; a CPU is given as it is.
-Device open_device(const PipelineOptions& options, bool planning = false);
+/// was asked for that is not there. `planning`, `cudnn`: as CudaOptions; a CPU is given as it is.
+Device open_device(const PipelineOptions& options, bool planning = false, bool cudnn = true);
 
 /// Throws Error(usage) where no device could have such weights.
 void check_weight_format(const PipelineOptions& options);

@@ -34,8 +34,7 @@ Score score_of(const Drawn& drawn, const Drawn& dense) {
   score.detail_error = detail_error(dense.image, drawn.image);
   score.seconds = drawn.result.total_seconds;
   score.dense_seconds = dense.result.total_seconds;
-  const int scales = static_cast<int>(dense.result.schedule.size());
-  score.pairs = pairs_computed(drawn.result, dense.result, std::max(0, scales - kCountedScales));
+  score.pairs = pairs_computed(drawn.result, dense.result, first_counted_scale(dense.result.schedule));
   score.all_pairs = pairs_computed(drawn.result, dense.result, 0);
   score.warm = drawn.result.cold_batches == 0 && dense.result.cold_batches == 0;
   return score;
@@ -56,13 +55,41 @@ double pairs_computed(const GenerateResult& result, const GenerateResult& dense,
   for (int k = 0; k < static_cast<int>(dense.schedule.size()); ++k) {
     const double queries = dense.schedule[static_cast<std::size_t>(k)].tokens();
     keys += queries;
-    if (k < first_scale) continue;
     const auto halves = [k](const GenerateResult& of) { return k < of.uncond_until ? 2 : 1; };
-    all += halves(dense) * queries * keys;
-    if (k < static_cast<int>(result.scales.size()))
-      computed += halves(result) * queries * keys * result.scales[static_cast<std::size_t>(k)].share_of_pairs;
+    const bool drawn = k < static_cast<int>(result.scales.size());
+    const double share = drawn ? result.scales[static_cast<std::size_t>(k)].share_of_pairs : 0;
+    const bool counted = k >= first_scale;
+    if (counted) all += halves(dense) * queries * keys;
+    computed += halves(result) * queries * keys * (counted ? share : std::max(0.0, share - 1));
   }
   return computed / all;
+}
+
+int first_counted_scale(const ScaleSchedule& schedule) {
+  return std::max(0, static_cast<int>(schedule.size()) - kCountedScales);
+}
+
+double keep_for_pairs(const ScaleSchedule& schedule, int first_scale, double share) {
+  double best = 1, distance = INFINITY;
+  for (int thousandths = 1; thousandths <= 1000; ++thousandths) {
+    AttentionPlan plan;
+    plan.pruning = TokenPruning{first_scale, {thousandths / 1000.0}};
+    double computed = 0, all = 0, keys = 0, all_keys = 0;
+    for (int k = 0; k < static_cast<int>(schedule.size()); ++k) {
+      const Grid grid = schedule[static_cast<std::size_t>(k)];
+      const int run = plan.tokens_run(k, grid);
+      keys += run;
+      all_keys += grid.tokens();
+      if (k < first_counted_scale(schedule)) continue;
+      computed += run * keys;
+      all += grid.tokens() * all_keys;
+    }
+    const double off = std::abs(computed / all - share);
+    if (off > distance) break;  // pairs grow with the share that is kept
+    if (off < distance) best = thousandths / 1000.0;
+    distance = off;
+  }
+  return best;
 }
 
 std::vector<CaseScores> evaluate(Pipeline& pipeline, const EvaluateOptions& options) {
@@ -87,7 +114,7 @@ std::vector<CaseScores> evaluate(Pipeline& pipeline, const EvaluateOptions& opti
       warm = true;
     }
     tell(done, "dense");
-    Drawn dense = draw(pipeline, one, dense_plan);
+    Drawn dense = draw_warm(pipeline, one, dense_plan);
     dense.psnr = INFINITY;
     CaseScores scores{index, {}};
     std::vector<Drawn> drawn;
@@ -96,7 +123,7 @@ std::vector<CaseScores> evaluate(Pipeline& pipeline, const EvaluateOptions& opti
       GenerateOptions varied = one;
       varied.skip_scales = variant.skip_scales;
       varied.uncond_until = variant.uncond_until;
-      drawn.push_back(draw(pipeline, varied, variant.plan));
+      drawn.push_back(draw_warm(pipeline, varied, variant.plan));
       measure(drawn.back(), dense.image);
       scores.scores.push_back(score_of(drawn.back(), dense));
     }

@@ -55,9 +55,17 @@ std::vector<CaseScores> evaluate(Pipeline& pipeline, const EvaluateOptions& opti
 /// Prompt of a case, and the options that draw it alone.
 GenerateOptions options_of_case(const GenerateOptions& all, int index);
 
+/// Of the last three scales, which presets are sparse on, the first.
+int first_counted_scale(const ScaleSchedule& schedule);
+
 /// Query-key pairs computed over those of dense attention with the same guidance, at scales `first_scale` and up:
-/// decision scales, probes, and halves that guidance leaves out are counted. Skipped scales compute none.
+/// decision scales, probes, and halves that guidance leaves out are counted, and what a plan computes beyond dense
+/// attention at the scales before (a residual at an earlier decision scale). Skipped scales compute none.
 double pairs_computed(const GenerateResult& result, const GenerateResult& dense, int first_scale);
+
+/// The share of tokens, in thousandths, that has to run at every scale from `first_scale` on for pruned pictures to
+/// compute the nearest to `share` of dense attention's pairs at the last three scales.
+double keep_for_pairs(const ScaleSchedule& schedule, int first_scale, double share);
 
 struct Spread {
   double mean = 0;

@@ -134,6 +134,7 @@ Job MeasuredModel::Impl::job(const MeasuredRun& run) const {
 StateShape MeasuredModel::Impl::shape(const Job& job, const MeasuredRun& run) const {
   StateShape shape = job.state_shape(run.batch, static_cast<std::int64_t>(run.batch) * options.text_tokens, run.plan);
   shape.longest_text = options.text_tokens;
+  shape.order = run.order;
   return shape;
 }
 

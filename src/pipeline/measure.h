@@ -22,6 +22,7 @@ struct MeasureOptions {
 /// What is drawn, as GenerateOptions has it.
 struct MeasuredRun {
   AttentionPlan plan;
+  TokenOrder order;
   int batch = 1;
   int skip_scales = 0;
   int uncond_until = -1;
@@ -72,20 +73,5 @@ struct PictureTimes {
   std::vector<ScaleTiming> scales;
 };
 PictureTimes measure_pictures(Pipeline& pipeline, const GenerateOptions& options, int repeat);
-
-/// One call of attention at a scale, random queries, keys and values.
-struct AttentionCase {
-  ScaleSchedule schedule;
-  AttentionPlan plan;  // layer 0 of it
-  int scale = 0;
-  int batch = 2, heads = 4, dim = 128;
-};
-struct AttentionTime {
-  double seconds = 0;  // median of warm calls; of a plan that depends on the picture, choosing keys included
-  double share = 1;    // of query-key pairs computed
-  double flops = 0;    // of the pairs computed
-  int queries = 0, keys = 0;
-};
-AttentionTime measure_attention(Backend& backend, const AttentionCase& of, int repeat);
 
 }  // namespace sparvar

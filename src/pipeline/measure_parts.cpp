@@ -1,29 +1,8 @@
-// Times of whole pictures of a loaded model, and of attention alone.
-#include <fmt/format.h>
-
-#include <algorithm>
-
-#include "core/clock.h"
-#include "models/attention_runner.h"
+// Times of whole pictures of a loaded model.
 #include "pipeline/measure.h"
 #include "pipeline/median.h"
-#include "sparvar/error.h"
 
 namespace sparvar {
-namespace {
-
-AttentionArgs random_args(Backend& backend, const AttentionCase& of, int queries, int keys) {
-  const DType type = backend.compute_type();
-  const std::int64_t b = of.batch, h = of.heads, d = of.dim;
-  return {.q = backend.random(type, {b, h, queries, d}, 1, 1.0F),
-          .k = backend.random(type, {b, h, keys, d}, 2, 0.1F),
-          .v = backend.random(type, {b, h, keys, d}, 3, 1.0F),
-          .out = Tensor::empty(type, {b, queries, h, d}),
-          .scale = 1.0F,
-          .statistics = {}};
-}
-
-}  // namespace
 
 PictureTimes measure_pictures(Pipeline& pipeline, const GenerateOptions& options, int repeat) {
   PictureTimes times;
@@ -44,37 +23,6 @@ PictureTimes measure_pictures(Pipeline& pipeline, const GenerateOptions& options
         middle([k](const GenerateResult& run) { return run.scales[k].attention_seconds; });
   }
   return times;
-}
-
-AttentionTime measure_attention(Backend& backend, const AttentionCase& of, int repeat) {
-  if (of.plan.pruning)
-    throw Error(ErrorKind::usage, fmt::format("plan {} prunes tokens, which saves more than attention; measure whole "
-                                              "pictures: bench model",
-                                              of.plan.name));
-  AttentionTime time;
-  std::vector<int> keys;
-  for (int k = 0, sum = 0; k <= of.scale; ++k) keys.push_back(sum += of.schedule[k].tokens());
-  time.queries = of.schedule[of.scale].tokens();
-  time.keys = keys.back();
-  AttentionRunner runner(backend, of.plan, of.schedule, 1);
-  const auto* cs4a = std::get_if<Cs4aAttention>(&of.plan.method(0, of.scale));
-  if (cs4a != nullptr && cs4a->decision_scale < of.scale) {
-    const int decision = cs4a->decision_scale;
-    AttentionArgs args = random_args(backend, of, of.schedule[decision].tokens(), keys[decision]);
-    runner.run(0, decision, args);
-  }
-  AttentionArgs args = random_args(backend, of, time.queries, time.keys);
-  std::vector<double> seconds;
-  for (int r = 0; r <= repeat; ++r) {  // the first is a warm-up
-    runner.start(of.scale);
-    const auto start = Clock::now();
-    runner.run(0, of.scale, args);
-    if (r > 0) seconds.push_back(seconds_since(start));
-  }
-  time.seconds = median(seconds);
-  time.share = runner.share_of_pairs(of.scale);
-  time.flops = 4.0 * of.batch * of.heads * of.dim * time.share * time.queries * time.keys;
-  return time;
 }
 
 }  // namespace sparvar

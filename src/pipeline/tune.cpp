@@ -4,229 +4,202 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <map>
-#include <numeric>
+#include <set>
 
-#include "pipeline/median.h"
 #include "sparvar/error.h"
 
 namespace sparvar {
 namespace {
 
-constexpr int kDense = 0;               // option 0 of every table
-constexpr double kHalvingUntil = 0.45;  // of the budget
-constexpr double kRefiningUntil = 0.75;
+constexpr int kDense = 0;  // option 0 of every table, and plan 0
+// Shares of the budget at which each stage ends. The rest is for the held-out cases.
+constexpr double kHalvingUntil = 0.3, kSteppingUntil = 0.5, kRefiningUntil = 0.65, kCompletingUntil = 0.7;
 constexpr int kSmallestPool = 8, kLargestPool = 64;
-constexpr int kSurvivors = 4;  // of the halving
-constexpr int kMostTuningCases = 8;
-constexpr int kEnoughToRefuse = 3;    // held-out cases after which a plan that is this far below is given up
-constexpr double kHopeless = 2;       // dB
-constexpr double kCloseEnough = 0.5;  // dB below the target on the tuning cases: may still hold on the others
-
-double mean_psnr(const std::vector<Trial>& trials, std::size_t count) {
-  double sum = 0;
-  for (std::size_t i = 0; i < count; ++i) sum += trials[i].psnr;
-  return sum / static_cast<double>(count);
-}
+constexpr std::size_t kSurvivors = 4;  // of the halving
+constexpr double kTrialsPerCase = 80;  // of the budget, for each case that finalists are measured on
+constexpr int kFewestTuningCases = 6, kMostTuningCases = 24;
+constexpr int kWantedHeldOutCases = 8;
+constexpr int kFewestJudged = 4, kMostJudged = 16;
 
 class Tuner {
  public:
   explicit Tuner(const TuneProblem& problem)
-      : problem_(problem), random_(problem.seed), cases_(std::min(problem.tuning_cases, kMostTuningCases)) {}
+      : problem_(problem), board_(problem.scales, problem.cost), random_(problem.seed) {}
 
   TuneResult run();
 
  private:
   double left(double share) const { return share * problem_.budget - problem_.elapsed(); }
-  void tell(const std::string& stage) const {
-    if (problem_.on_progress) problem_.on_progress(stage, problem_.elapsed() / problem_.budget);
+  void tell(std::string stage) {
+    stage_ = std::move(stage);
+    tell_again();
   }
-  int add(const std::string& name, const Assignment& layers);
-  /// Until `tried` has trials of `cases` tuning cases; false where time ran out before.
+  void tell_again() const {
+    if (problem_.on_progress) problem_.on_progress(stage_, problem_.elapsed() / problem_.budget);
+  }
+  double tuned_psnr(int index) const { return board_.at(index).psnr(board_.at(index).tuning.size()); }
+  bool holds(int index) const { return tuned_psnr(index) >= problem_.target; }
+  bool complete(int index) const { return static_cast<int>(board_.at(index).tuning.size()) >= cases_; }
+  void sort_by_distance(std::vector<int>& plans) const;
+  /// Until the plan has trials of `cases` tuning cases; false where time ran out before.
   bool measure(int index, int cases, double until);
-  void calibrate();
-  double cost_of(const Assignment& layers) const;
-  void update_costs();
-  std::vector<int> ranked(std::vector<int> candidates, std::size_t cases) const;
-  std::vector<int> halve();
-  void make_pool();
-  int start_of_refinement(const std::vector<int>& survivors) const;
+  bool measure_while_promising(int index, double until);
+
+  void choose_cases();
+  std::vector<int> make_pool();
+  void halve(std::vector<int> alive);
+  std::vector<Assignment> steps_from(int index);
+  void step_around();
+  int start_of_refinement() const;
   int refine(int from, int option);
-  void refine_all(const std::vector<int>& survivors);
-  void hold_out();
-  void mark_frontier();
-  bool known_dense_only(int index) const;
+  void refine_all();
+  void complete_frontier();
+  std::vector<int> to_judge() const;
+  void hold_out(const std::vector<int>& judged);
+  TuneResult result(const std::vector<int>& judged);
 
   const TuneProblem& problem_;
+  TuneBoard board_;
   std::mt19937_64 random_;
-  int cases_;  // tuning cases that finalists are measured on
-  TuneResult result_;
-  std::vector<int> pool_;               // of result_.tried
-  std::vector<double> option_pairs_;    // measured, all layers; 0: not yet
-  std::map<std::size_t, double> rate_;  // seconds a pair, by method
-  double trial_seconds_ = 0;            // of the last trials, smoothed
+  int cases_ = 1;  // tuning cases that finalists are measured on
+  int held_out_cases_ = 0;
+  bool out_of_time_ = false;
+  std::string stage_;
+  double trial_cost_ = 0;  // budget that the last trials took, smoothed
 };
 
-int Tuner::add(const std::string& name, const Assignment& layers) {
-  for (std::size_t i = 0; i < result_.tried.size(); ++i)
-    if (result_.tried[i].layers == layers) return static_cast<int>(i);
-  result_.tried.push_back({name, layers, {}, {}, 0, false});
-  return static_cast<int>(result_.tried.size()) - 1;
-}
-
-bool Tuner::known_dense_only(int index) const {
-  const Assignment& layers = result_.tried[static_cast<std::size_t>(index)].layers;
-  return std::all_of(layers.begin(), layers.end(), [](int option) { return option == kDense; });
-}
-
 bool Tuner::measure(int index, int cases, double until) {
-  Tried& tried = result_.tried[static_cast<std::size_t>(index)];
-  const AttentionPlan plan = result_.plan(tried, tried.name);
-  while (static_cast<int>(tried.tuning.size()) < cases) {
-    if (left(until) <= 0) {
-      result_.out_of_time = true;
-      return false;
-    }
+  const AttentionPlan plan = board_.plan(index);
+  while (static_cast<int>(board_.at(index).tuning.size()) < cases) {
+    if (left(until) <= 0) return false;
+    tell_again();
     const double before = problem_.elapsed();
-    tried.tuning.push_back(problem_.measure(plan, static_cast<int>(tried.tuning.size())));
+    const Trial trial = problem_.measure(plan, static_cast<int>(board_.at(index).tuning.size()));
+    board_.tried[static_cast<std::size_t>(index)].tuning.push_back(trial);
     const double took = problem_.elapsed() - before;
-    trial_seconds_ = trial_seconds_ == 0 ? took : 0.8 * trial_seconds_ + 0.2 * took;
+    trial_cost_ = trial_cost_ == 0 ? took : 0.8 * trial_cost_ + 0.2 * took;
   }
   return true;
 }
 
-/// Seconds a pair of each method, from plans of one option; pairs of an option from its own plan.
-void Tuner::calibrate() {
-  std::map<std::size_t, std::vector<double>> rates;
-  std::vector<double> all;
-  option_pairs_.assign(result_.options.size(), 0.0);
-  for (const Tried& tried : result_.tried) {
-    const int option = tried.layers.front();
-    const bool uniform = std::all_of(tried.layers.begin(), tried.layers.end(), [&](int o) { return o == option; });
-    if (!uniform || tried.tuning.empty()) continue;
-    double pairs = 0;
-    for (const Trial& trial : tried.tuning) {
-      pairs += trial.pairs / static_cast<double>(tried.tuning.size());
-      if (trial.seconds <= 0 || trial.pairs <= 0) continue;
-      all.push_back(trial.seconds / trial.pairs);
-      rates[result_.options[static_cast<std::size_t>(option)].method.index()].push_back(all.back());
-    }
-    option_pairs_[static_cast<std::size_t>(option)] = pairs;
+/// One picture, two, four, ... as long as nothing that was drawn on the same ones is cheaper and better.
+bool Tuner::measure_while_promising(int index, double until) {
+  for (int cases = 1;; cases = std::min(2 * cases, cases_)) {
+    if (!measure(index, cases, until)) return false;
+    board_.update_costs();
+    if (cases >= cases_ || board_.beaten(index)) return true;
   }
-  for (std::size_t method = 0; method < std::variant_size_v<AttentionMethod>; ++method)
-    rate_[method] = rates.contains(method) ? median(rates[method]) : all.empty() ? 1.0 : median(all);
 }
 
-double Tuner::cost_of(const Assignment& layers) const {
-  double cost = 0;
-  for (const int option : layers) {
-    const auto at = static_cast<std::size_t>(option);
-    cost += rate_.at(result_.options[at].method.index()) * option_pairs_[at] / static_cast<double>(layers.size());
-  }
-  return cost;
+void Tuner::sort_by_distance(std::vector<int>& plans) const {
+  std::stable_sort(plans.begin(), plans.end(), [&](int a, int b) {
+    return std::abs(tuned_psnr(a) - problem_.target) < std::abs(tuned_psnr(b) - problem_.target);
+  });
 }
 
-void Tuner::update_costs() {
-  calibrate();
-  for (Tried& tried : result_.tried) tried.cost = cost_of(tried.layers);
-}
-
-/// By frontiers of cost and PSNR, what is above the target by more than a little counting no more; within a frontier,
-/// the nearest to the target first.
-std::vector<int> Tuner::ranked(std::vector<int> candidates, std::size_t cases) const {
-  const auto psnr = [&](int i) {
-    return std::min(mean_psnr(result_.tried[static_cast<std::size_t>(i)].tuning, cases), problem_.target + 2);
-  };
-  const auto cost = [&](int i) { return result_.tried[static_cast<std::size_t>(i)].cost; };
-  std::vector<int> out;
-  while (!candidates.empty()) {
-    std::vector<int> front, rest;
-    for (const int i : candidates) {
-      const bool beaten = std::any_of(candidates.begin(), candidates.end(), [&](int j) {
-        return cost(j) <= cost(i) && psnr(j) >= psnr(i) && (cost(j) < cost(i) || psnr(j) > psnr(i));
-      });
-      (beaten ? rest : front).push_back(i);
-    }
-    std::stable_sort(front.begin(), front.end(), [&](int a, int b) {
-      return std::abs(psnr(a) - problem_.target) < std::abs(psnr(b) - problem_.target);
-    });
-    out.insert(out.end(), front.begin(), front.end());
-    candidates = std::move(rest);
-  }
-  return out;
+/// The more the budget carries, the more pictures stand for all.
+void Tuner::choose_cases() {
+  const double wanted = problem_.budget / (kTrialsPerCase * std::max(trial_cost_, 1e-3));
+  cases_ = std::min(problem_.tuning_cases,
+                    static_cast<int>(std::clamp<double>(wanted, kFewestTuningCases, kMostTuningCases)));
 }
 
 /// As many plans as the budget carries: options everywhere, and splits of two of them.
-void Tuner::make_pool() {
-  const double affordable = kHalvingUntil * problem_.budget / (2.5 * std::max(trial_seconds_, 1e-3));
-  const int size = std::clamp(static_cast<int>(affordable), kSmallestPool, kLargestPool);
+std::vector<int> Tuner::make_pool() {
+  const double trials = kHalvingUntil * problem_.budget / std::max(trial_cost_, 1e-3);
+  const double affordable =
+      (trials - static_cast<double>(kSurvivors + 1) * cases_) / 2.5;  // survivors, dense: all cases
+  const int size = static_cast<int>(std::clamp<double>(affordable, kSmallestPool, kLargestPool));
   const int splits = problem_.layers > 1 ? size / 4 : 0;
-  for (const LayerOption& option : option_pool(problem_.layers, problem_.scales, size - splits, random_))
-    result_.options.push_back(option);
-  const auto options = static_cast<int>(result_.options.size());
-  for (int option = 1; option < options; ++option)
-    pool_.push_back(add(result_.options[static_cast<std::size_t>(option)].name,
-                        Assignment(static_cast<std::size_t>(problem_.layers), option)));
-  for (int i = 0; i < splits && options > 2; ++i) {
-    const int below = 1 + static_cast<int>(drawn(random_, static_cast<std::size_t>(options) - 1));
-    const int above = 1 + static_cast<int>(drawn(random_, static_cast<std::size_t>(options) - 1));
-    const int bound = static_cast<int>(drawn(random_, static_cast<std::size_t>(problem_.layers) - 1));
-    if (below == above) continue;
-    const std::string name = fmt::format("{}|{}|{}", result_.options[static_cast<std::size_t>(below)].name, bound,
-                                         result_.options[static_cast<std::size_t>(above)].name);
-    if (const int index = add(name, split_at(problem_.layers, bound, below, above));
-        std::find(pool_.begin(), pool_.end(), index) == pool_.end())
-      pool_.push_back(index);
-  }
-}
-
-std::vector<int> Tuner::halve() {
-  std::vector<int> alive = pool_;
-  int cases = 1;
-  for (int round = 0;; ++round) {
-    std::vector<int> measured;
-    for (std::size_t i = 0; i < alive.size(); ++i) {
-      tell(fmt::format("round {}: plan {} of {}, {} picture{}", round + 1, i + 1, alive.size(), cases,
-                       cases == 1 ? "" : "s"));
-      if (!measure(alive[i], cases, kHalvingUntil)) break;
-      measured.push_back(alive[i]);
-    }
-    update_costs();
-    // Where time ran out, those of this round are few: the ranking of the round before goes on behind them.
-    std::vector<int> order = measured.empty() ? std::vector<int>{} : ranked(measured, static_cast<std::size_t>(cases));
-    if (measured.size() < alive.size()) {
-      for (const int i : alive)
-        if (std::find(order.begin(), order.end(), i) == order.end() &&
-            !result_.tried[static_cast<std::size_t>(i)].tuning.empty())
-          order.push_back(i);
-      order.resize(std::min<std::size_t>(order.size(), kSurvivors));
-      return order;
-    }
-    if (static_cast<int>(order.size()) <= kSurvivors && cases >= cases_) return order;
-    order.resize(std::max<std::size_t>(std::min<std::size_t>(order.size(), kSurvivors), order.size() / 2));
-    alive = order;
-    cases = std::min(2 * cases, cases_);
-  }
-}
-
-/// The cheapest that holds the target on the tuning cases, else the best.
-int Tuner::start_of_refinement(const std::vector<int>& survivors) const {
-  int best = -1;
-  const auto holds = [&](int i) {
-    const Tried& tried = result_.tried[static_cast<std::size_t>(i)];
-    return tried.psnr(tried.tuning.size()) >= problem_.target;
+  std::vector<int> pool;
+  const auto add = [&](const Assignment& layers) {
+    if (const int index = board_.add(layers); std::find(pool.begin(), pool.end(), index) == pool.end())
+      pool.push_back(index);
   };
-  for (const int i : survivors) {
-    if (best < 0) {
-      best = i;
+  for (const LayerOption& option : option_pool(problem_.layers, problem_.scales, size - splits, random_))
+    add(Assignment(static_cast<std::size_t>(problem_.layers), board_.add_option(option)));
+  const auto options = board_.options.size();
+  for (int i = 0; i < splits && options > 2; ++i) {
+    const int below = 1 + static_cast<int>(drawn(random_, options - 1));
+    const int above = 1 + static_cast<int>(drawn(random_, options - 1));
+    const int bound = static_cast<int>(drawn(random_, static_cast<std::size_t>(problem_.layers) - 1));
+    if (below != above) add(split_at(problem_.layers, bound, below, above));
+  }
+  return pool;
+}
+
+/// All on one picture, the better half on two, ... until few are left that have all tuning cases.
+void Tuner::halve(std::vector<int> alive) {
+  for (int cases = 1, round = 1;; cases = std::min(2 * cases, cases_), ++round) {
+    for (std::size_t i = 0; i < alive.size(); ++i) {
+      tell(fmt::format("round {}: plan {} of {}, {} picture{}", round, i + 1, alive.size(), cases,
+                       cases == 1 ? "" : "s"));
+      if (measure(alive[i], cases, kHalvingUntil)) continue;
+      out_of_time_ = true;
+      board_.update_costs();
+      return;
+    }
+    board_.update_costs();
+    if (alive.size() <= kSurvivors && cases >= cases_) return;
+    alive = board_.ranked(alive, static_cast<std::size_t>(cases), problem_.target);
+    alive.resize(std::max(std::min(alive.size(), kSurvivors), alive.size() / 2));
+  }
+}
+
+/// Every plan one step away: another value of one parameter in the layers that share it, or a bound moved by a layer.
+std::vector<Assignment> Tuner::steps_from(int index) {
+  const Assignment base = board_.at(index).layers;
+  std::vector<Assignment> out;
+  for (const int option : std::set<int>(base.begin(), base.end()))
+    for (const LayerOption& changed : neighbours(board_.options[static_cast<std::size_t>(option)], problem_.scales)) {
+      Assignment moved = base;
+      std::replace(moved.begin(), moved.end(), option, board_.add_option(changed));
+      out.push_back(std::move(moved));
+    }
+  for (const LayerRun& run : runs_of(base)) {
+    if (run.first == 0) continue;
+    const auto first = static_cast<std::size_t>(run.first);
+    for (const bool up : {false, true}) {
+      Assignment moved = base;
+      moved[up ? first : first - 1] = base[up ? first - 1 : first];
+      out.push_back(std::move(moved));
+    }
+  }
+  for (std::size_t i = out.size(); i > 1; --i) std::swap(out[i - 1], out[drawn(random_, i)]);  // time may run out
+  return out;
+}
+
+/// Steps from the plans of the frontier, the nearest to the target first.
+void Tuner::step_around() {
+  std::set<int> done = {kDense};
+  while (left(kSteppingUntil) > 0) {
+    std::vector<int> from = board_.frontier(1);
+    std::erase_if(from, [&](int index) { return done.contains(index); });
+    if (from.empty()) return;
+    sort_by_distance(from);
+    const int base = from.front();
+    if (!complete(base)) {  // it may be there by luck
+      tell("steps: " + board_.at(base).name);
+      if (!measure_while_promising(base, kSteppingUntil)) return;
+      if (board_.beaten(base)) done.insert(base);
       continue;
     }
-    const Tried &a = result_.tried[static_cast<std::size_t>(i)], &b = result_.tried[static_cast<std::size_t>(best)];
-    const bool better = holds(i) && holds(best)   ? a.cost < b.cost
-                        : holds(i) != holds(best) ? holds(i)
-                                                  : a.psnr(a.tuning.size()) > b.psnr(b.tuning.size());
-    if (better) best = i;
+    done.insert(base);
+    const std::vector<Assignment> moves = steps_from(base);
+    for (std::size_t i = 0; i < moves.size(); ++i) {
+      tell(fmt::format("step {} of {} from {}", i + 1, moves.size(), board_.at(base).name));
+      if (!measure_while_promising(board_.add(moves[i]), kSteppingUntil)) return;
+    }
+  }
+}
+
+/// The cheapest that holds the target on all tuning cases, else the best that is sparse; -1: none.
+int Tuner::start_of_refinement() const {
+  int best = -1;
+  for (const int i : board_.frontier(static_cast<std::size_t>(cases_))) {  // the cheapest first, so the best comes last
+    if (board_.dense(i)) continue;
+    best = i;
+    if (holds(i)) break;
   }
   return best;
 }
@@ -235,46 +208,38 @@ int Tuner::start_of_refinement(const std::vector<int>& survivors) const {
 /// as many as the target allows (or needs). One picture tells layers apart, all tuning cases judge. Returns the plan
 /// that came out, or `from`.
 int Tuner::refine(int from, int option) {
-  const Assignment base = result_.tried[static_cast<std::size_t>(from)].layers;
-  const std::string name = result_.tried[static_cast<std::size_t>(from)].name;
-  const bool cheaper = result_.tried[static_cast<std::size_t>(from)].psnr(
-                           result_.tried[static_cast<std::size_t>(from)].tuning.size()) >= problem_.target;
+  const Assignment base = board_.at(from).layers;
+  const std::string& name = board_.options[static_cast<std::size_t>(option)].name;
+  const bool cheaper = holds(from);
   struct Change {
     std::size_t layer;
     double ratio;
   };
   std::vector<Change> changes;
-  const double base_psnr = result_.tried[static_cast<std::size_t>(from)].tuning.front().psnr;
+  const double base_psnr = board_.at(from).tuning.front().psnr;
   for (std::size_t layer = 0; layer < base.size(); ++layer) {
     Assignment one = base;
     one[layer] = option;
-    const double saved = cost_of(base) - cost_of(one);
+    const double saved = board_.cost_of(base) - board_.cost_of(one);
     if (base[layer] == option || (saved > 0) != cheaper) continue;
-    tell(fmt::format("layer {} of {}: {}", layer + 1, base.size(),
-                     result_.options[static_cast<std::size_t>(option)].name));
-    const int index =
-        add(fmt::format("{}, layer {} {}", name, layer, result_.options[static_cast<std::size_t>(option)].name), one);
+    tell(fmt::format("layer {} of {}: {}", layer + 1, base.size(), name));
+    const int index = board_.add(one);
     if (!measure(index, 1, kRefiningUntil)) break;
-    const double change = result_.tried[static_cast<std::size_t>(index)].tuning.front().psnr - base_psnr;
+    const double change = board_.at(index).tuning.front().psnr - base_psnr;
     changes.push_back({layer, change / std::max(std::abs(saved), 1e-12)});
   }
   std::stable_sort(changes.begin(), changes.end(), [](const Change& a, const Change& b) { return a.ratio > b.ratio; });
-  const auto with = [&](std::size_t count) {
-    Assignment layers = base;
-    for (std::size_t i = 0; i < count; ++i) layers[changes[i].layer] = option;
-    return layers;
-  };
   // Holding the target is taken to be monotone in the number of changed layers.
   std::size_t good = cheaper ? 0 : changes.size() + 1, bad = cheaper ? changes.size() + 1 : 0;
   int best = from;
   while ((good > bad ? good - bad : bad - good) > 1) {
     const std::size_t middle = (good + bad) / 2;
-    tell(fmt::format("{} layers: {}", middle, result_.options[static_cast<std::size_t>(option)].name));
-    const int index =
-        add(fmt::format("{}, {} layers {}", name, middle, result_.options[static_cast<std::size_t>(option)].name),
-            with(middle));
+    tell(fmt::format("{} layers: {}", middle, name));
+    Assignment layers = base;
+    for (std::size_t i = 0; i < middle; ++i) layers[changes[i].layer] = option;
+    const int index = board_.add(layers);
     if (!measure(index, cases_, kRefiningUntil)) break;
-    if (result_.tried[static_cast<std::size_t>(index)].psnr(static_cast<std::size_t>(cases_)) >= problem_.target) {
+    if (holds(index)) {
       good = middle;
       best = index;
     } else {
@@ -284,109 +249,126 @@ int Tuner::refine(int from, int option) {
   return best;
 }
 
-/// Options of the survivors, cheapest first where there is room above the target, else dearest first, dense the last.
-void Tuner::refine_all(const std::vector<int>& survivors) {
-  if (survivors.empty()) return;
-  int current = start_of_refinement(survivors);
-  if (!measure(current, cases_, kRefiningUntil)) return;
-  std::vector<int> options;
-  for (const int i : survivors)
-    for (const int option : result_.tried[static_cast<std::size_t>(i)].layers)
-      if (std::find(options.begin(), options.end(), option) == options.end()) options.push_back(option);
-  // The cheapest of all, too: what no survivor has may do in some layers.
+/// Options of the plans near the target, cheapest first where there is room above it, else dearest first, dense last.
+void Tuner::refine_all() {
+  int current = start_of_refinement();
+  if (current < 0) return;
+  std::vector<int> near = board_.frontier(static_cast<std::size_t>(cases_));
+  sort_by_distance(near);
+  near.resize(std::min(near.size(), kSurvivors));
+  std::set<int> options;
+  for (const int i : near) options.insert(board_.at(i).layers.begin(), board_.at(i).layers.end());
+  // The cheapest of all, too: what is no good everywhere may do in some layers.
   int cheapest = -1;
-  for (int option = 1; option < static_cast<int>(option_pairs_.size()); ++option)
-    if (option_pairs_[static_cast<std::size_t>(option)] > 0 &&
-        (cheapest < 0 || cost_of({option}) < cost_of({cheapest})))
+  for (int option = 1; option < static_cast<int>(board_.options.size()); ++option)
+    if (board_.option_measured(option) && (cheapest < 0 || board_.cost_of({option}) < board_.cost_of({cheapest})))
       cheapest = option;
-  if (cheapest > 0 && std::find(options.begin(), options.end(), cheapest) == options.end()) options.push_back(cheapest);
-  const bool holds =
-      result_.tried[static_cast<std::size_t>(current)].psnr(static_cast<std::size_t>(cases_)) >= problem_.target;
-  if (!holds) options.push_back(kDense);
-  std::sort(options.begin(), options.end(), [&](int a, int b) { return cost_of({a}) < cost_of({b}); });
-  for (const int option : options) {
+  if (cheapest > 0) options.insert(cheapest);
+  if (!holds(current)) options.insert(kDense);
+  std::vector<int> order(options.begin(), options.end());
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return board_.cost_of({a}) < board_.cost_of({b}); });
+  for (const int option : order) {
     if (left(kRefiningUntil) <= 0) break;
     current = refine(current, option);
-    update_costs();
+    board_.update_costs();
   }
 }
 
-/// The cheapest first, until one holds.
-void Tuner::hold_out() {
-  std::vector<int> order;
-  for (std::size_t i = 0; i < result_.tried.size(); ++i) {
-    const Tried& tried = result_.tried[i];
-    const bool dense = known_dense_only(static_cast<int>(i));
-    const std::size_t needed = std::min<std::size_t>(2, static_cast<std::size_t>(cases_));
-    if (dense || (tried.tuning.size() >= needed && tried.psnr(tried.tuning.size()) >= problem_.target - kCloseEnough))
-      order.push_back(static_cast<int>(i));
-  }
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-    return result_.tried[static_cast<std::size_t>(a)].cost < result_.tried[static_cast<std::size_t>(b)].cost;
-  });
-  const double affordable = left(1) / (3 * std::max(trial_seconds_, 1e-3));
-  const int cases =
-      std::clamp(static_cast<int>(affordable), std::min(2, problem_.held_out_cases), problem_.held_out_cases);
-  result_.held_out_cases = cases;
-  for (const int index : order) {
-    Tried& tried = result_.tried[static_cast<std::size_t>(index)];
-    const AttentionPlan plan = result_.plan(tried, tried.name);
-    for (int i = 0; i < cases; ++i) {
-      // Dense costs no search: it answers where time is out.
-      if (left(1) <= 0 && !known_dense_only(index)) {
-        result_.out_of_time = true;
-        break;
-      }
-      tell(fmt::format("held out: picture {} of {}, {}", i + 1, cases, tried.name));
-      tried.held_out.push_back(problem_.measure(plan, problem_.tuning_cases + i));
-      if (i + 1 >= kEnoughToRefuse && tried.held_out_psnr() < problem_.target - kHopeless) break;
-    }
-    if (static_cast<int>(tried.held_out.size()) < cases) continue;
-    if (tried.held_out_psnr() >= problem_.target) {
-      result_.chosen = index;
-      return;
-    }
+/// What nothing beats so far is drawn on all tuning cases, the nearest to the target first, until nothing is left that
+/// is there by luck with few pictures.
+void Tuner::complete_frontier() {
+  while (left(kCompletingUntil) > 0) {
+    std::vector<int> open = board_.frontier(1);
+    std::erase_if(open, [&](int index) { return complete(index); });
+    if (open.empty()) return;
+    sort_by_distance(open);
+    tell("frontier: " + board_.at(open.front()).name);
+    if (!measure_while_promising(open.front(), kCompletingUntil)) return;
   }
 }
 
-void Tuner::mark_frontier() {
-  for (Tried& tried : result_.tried) {
-    const auto judged = [&](const Tried& t) { return static_cast<int>(t.held_out.size()) == result_.held_out_cases; };
-    if (!judged(tried)) continue;
-    tried.on_frontier = std::none_of(result_.tried.begin(), result_.tried.end(), [&](const Tried& other) {
-      return judged(other) && other.cost <= tried.cost && other.held_out_psnr() >= tried.held_out_psnr() &&
-             (other.cost < tried.cost || other.held_out_psnr() > tried.held_out_psnr());
+/// The frontier of what has all tuning cases; where there is no such plan, of what there is. As many as held-out
+/// pictures can be paid for, dense always.
+std::vector<int> Tuner::to_judge() const {
+  std::vector<int> frontier = board_.frontier(static_cast<std::size_t>(cases_));
+  std::erase(frontier, kDense);
+  if (frontier.empty()) {
+    frontier = board_.frontier(1);
+    std::erase(frontier, kDense);
+  }
+  const double affordable =
+      left(1) / (std::max(trial_cost_, 1e-3) * std::min(kWantedHeldOutCases, problem_.held_out_cases));
+  const auto most = static_cast<std::size_t>(std::clamp<double>(affordable, kFewestJudged, kMostJudged));
+  const auto cheapest = std::find_if(frontier.begin(), frontier.end(), [&](int i) { return holds(i); });
+  const int kept = cheapest == frontier.end() ? -1 : *cheapest;
+  frontier = thinned(board_, std::move(frontier), most, kept);
+  sort_by_distance(frontier);
+  frontier.insert(frontier.begin(), kDense);
+  return frontier;
+}
+
+/// Picture by picture, all plans on each, so that they stay comparable whenever time runs out. Of the first picture
+/// what was drawn in time counts; dense costs no search, it answers even where time is out.
+void Tuner::hold_out(const std::vector<int>& judged) {
+  for (int i = 0; i < problem_.held_out_cases; ++i) {
+    for (const int index : judged) {
+      if (left(1) <= 0 && (i > 0 || index != kDense)) return;
+      tell(
+          fmt::format("held out: picture {} of at most {}, {}", i + 1, problem_.held_out_cases, board_.at(index).name));
+      board_.tried[static_cast<std::size_t>(index)].held_out.push_back(
+          problem_.measure(board_.plan(index), problem_.tuning_cases + i));
+      held_out_cases_ = std::max(held_out_cases_, i == 0 ? 1 : 0);
+    }
+    held_out_cases_ = i + 1;
+  }
+}
+
+/// By cost, with the frontier of the held-out cases marked.
+TuneResult Tuner::result(const std::vector<int>& judged) {
+  TuneResult out;
+  out.options = board_.options;
+  out.tuning_cases = cases_;
+  out.held_out_cases = held_out_cases_;
+  out.out_of_time = out_of_time_;
+  out.dense_cost = board_.at(kDense).cost;
+  for (const int index : judged) {
+    Tried& plan = board_.tried[static_cast<std::size_t>(index)];
+    plan.held_out.resize(std::min(plan.held_out.size(), static_cast<std::size_t>(held_out_cases_)));
+    plan.judged = static_cast<int>(plan.held_out.size()) == held_out_cases_;
+  }
+  out.tried = board_.tried;
+  std::stable_sort(out.tried.begin(), out.tried.end(), [](const Tried& a, const Tried& b) { return a.cost < b.cost; });
+  for (std::size_t i = 0; i < out.tried.size(); ++i) {
+    Tried& plan = out.tried[i];
+    if (!plan.judged) continue;
+    out.judged.push_back(static_cast<int>(i));
+    plan.on_frontier = std::none_of(out.tried.begin(), out.tried.end(), [&](const Tried& other) {
+      return other.judged && other.cost <= plan.cost && other.held_out_psnr() >= plan.held_out_psnr() &&
+             (other.cost < plan.cost || other.held_out_psnr() > plan.held_out_psnr());
     });
+    if (out.chosen < 0 && plan.held_out_psnr() >= problem_.target) out.chosen = static_cast<int>(i);
   }
+  if (out.chosen < 0) out.chosen = out.judged.back();  // dense attention is the dearest
+  return out;
 }
 
 TuneResult Tuner::run() {
-  result_.options = {{"dense", DenseAttention{}, problem_.scales - 1}};
-  const int dense = add("dense", Assignment(static_cast<std::size_t>(problem_.layers), kDense));
+  board_.add(Assignment(static_cast<std::size_t>(problem_.layers), kDense));
   tell("dense");
-  measure(dense, 1, 1);
-  make_pool();
-  const std::vector<int> survivors = halve();
-  refine_all(survivors);
-  update_costs();
-  hold_out();
-  result_.dense_cost = result_.tried[static_cast<std::size_t>(dense)].cost;
-  mark_frontier();
-  const Assignment chosen =
-      result_.chosen < 0 ? Assignment{} : result_.tried[static_cast<std::size_t>(result_.chosen)].layers;
-  std::stable_sort(result_.tried.begin(), result_.tried.end(),
-                   [](const Tried& a, const Tried& b) { return a.cost < b.cost; });
-  for (std::size_t i = 0; i < result_.tried.size(); ++i)
-    if (!chosen.empty() && result_.tried[i].layers == chosen) result_.chosen = static_cast<int>(i);
-  return std::move(result_);
+  measure(kDense, 1, 1);
+  choose_cases();
+  halve(make_pool());
+  step_around();
+  refine_all();
+  board_.update_costs();
+  complete_frontier();
+  board_.update_costs();
+  const std::vector<int> judged = to_judge();
+  hold_out(judged);
+  return result(judged);
 }
 
 }  // namespace
-
-double Tried::psnr(std::size_t cases) const { return cases == 0 ? NAN : mean_psnr(tuning, cases); }
-double Tried::held_out_psnr() const { return held_out.empty() ? NAN : mean_psnr(held_out, held_out.size()); }
-
-int first_tuned_scale(int scales) { return std::max(0, scales - 4); }
 
 TuneResult tune(const TuneProblem& problem) {
   if (problem.tuning_cases < 1 || problem.held_out_cases < 1)

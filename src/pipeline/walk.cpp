@@ -88,8 +88,9 @@ void Walk::run_watched(const WalkInputs& inputs, const WalkWatch& watch) {
     if (!backend_.records() && shape().schedule[k].tokens() >= kTrimTokens) trim_pool();
     const MarkPtr start = backend_.mark();
     run_scale(k, watch, inputs.cancel);
-    if (inputs.on_scale) inputs.on_scale(timing(k, backend_.mark()->seconds_since(*start)), k);
-    if (inputs.on_codes) inputs.on_codes(summed_, k);
+    const double seconds = backend_.mark()->seconds_since(*start);
+    if (inputs.on_codes) inputs.on_codes(summed_, k);  // first, so that who hears of a scale has its previews
+    if (inputs.on_scale) inputs.on_scale(timing(k, seconds), k);
   }
 }
 
@@ -129,6 +130,7 @@ Tensor walk(Infinity& model, Backend& backend, const PackedText& text, const Wal
              .full = options.full,
              .rope_grid = options.rope_grid,
              .plan = options.plan,
+             .order = options.order,
              .text_tokens = text.offsets.back()});
   return backend.download(once.run(text, options, options));
 }

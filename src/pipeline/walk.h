@@ -74,6 +74,7 @@ struct WalkOptions : WalkInputs, WalkWatch {
   int uncond_until = StateShape::kAllScales;
   Grid rope_grid;
   AttentionPlan plan;
+  TokenOrder order;  // as StateShape
 };
 
 /// The VAE's grid that the codes are summed on.

@@ -1,6 +1,7 @@
 #include "weights/int8.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/parallel.h"
 
@@ -19,6 +20,32 @@ Tensor widened(const Tensor& w, const Tensor& scale) {
       for (std::int64_t i = 0; i < each; ++i) to[i] = factor * static_cast<float>(from[i]);
     }
   });
+  return out;
+}
+
+Tensor row_scales(const Tensor& w) {
+  Tensor scales = Tensor::empty(DType::f32, {w.dim(0)});
+  const std::int64_t each = w.dim(0) == 0 ? 0 : w.size() / w.dim(0);
+  for (std::int64_t o = 0; o < w.dim(0); ++o) {
+    float largest = 1e-12F;
+    for (std::int64_t i = 0; i < each; ++i) {
+      const float size = std::abs(w.data<float>()[o * each + i]);
+      if (!(size <= largest)) largest = size;  // a NaN wins, and stays
+      if (std::isnan(largest)) break;
+    }
+    scales.data<float>()[o] = largest / 127.0F;
+  }
+  return scales;
+}
+
+Tensor narrowed(const Tensor& w, const Tensor& scale) {
+  Tensor out = Tensor::empty(DType::i8, w.shape());
+  const std::int64_t each = w.dim(0) == 0 ? 0 : w.size() / w.dim(0);
+  for (std::int64_t o = 0; o < w.dim(0); ++o)
+    for (std::int64_t i = 0; i < each; ++i) {
+      const float rounded = std::nearbyint(w.data<float>()[o * each + i] / scale.data<float>()[o]);
+      out.data<std::int8_t>()[o * each + i] = static_cast<std::int8_t>(std::clamp(rounded, -127.0F, 127.0F));
+    }
   return out;
 }
 

@@ -13,6 +13,7 @@
 #include "core/open_file.h"
 #include "sparvar/error.h"
 #include "weights/int8.h"
+#include "weights/shards.h"
 #include "weights/strict_json.h"
 
 namespace sparvar {
@@ -199,38 +200,15 @@ std::map<std::string, Tensor> open_file(const std::string& path) {
   return tensors;
 }
 
-/// A shard is a file next to its index: names that lead elsewhere are refused.
-void check_shard_name(const std::string& path, const std::string& tensor, const nlohmann::json& value) {
-  if (!value.is_string()) throw bad_tensor(path, tensor, "expected the name of a shard, found " + describe(value));
-  const auto& name = value.get_ref<const std::string&>();
-  const bool plain = !name.empty() && name != "." && name != ".." &&
-                     name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
-  if (!plain)
-    throw bad_tensor(path, tensor,
-                     fmt::format("expected a shard in the folder of the index, found {}", quoted_name(name)));
-}
-
 std::map<std::string, Tensor> open_shards(const std::string& path) {
-  const nlohmann::json json = parse_json(read_text(path, kMaxHeader), path, kMaxDepth);
-  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object())
-    throw bad(path, "expected an index with an object 'weight_map' (tensor name -> shard)");
-  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   std::map<std::string, std::map<std::string, Tensor>> shards;
   std::map<std::string, Tensor> tensors;
-  for (const auto& [name, value] : json["weight_map"].items()) {
-    check_shard_name(path, name, value);
-    const auto& shard = value.get_ref<const std::string&>();
-    const std::string shard_path = (folder / shard).string();
+  for (const auto& [name, shard] : read_shard_index(path)) {
     auto found = shards.find(shard);
-    if (found == shards.end()) {
-      if (!std::filesystem::exists(shard_path))
-        throw bad_tensor(
-            path, name, fmt::format("expected its shard {} next to the index, found no such file", quoted_name(shard)));
-      found = shards.emplace(shard, open_file(shard_path)).first;
-    }
+    if (found == shards.end()) found = shards.emplace(shard, open_file(shard)).first;
     const auto tensor = found->second.find(name);
     if (tensor == found->second.end())
-      throw bad_tensor(shard_path, name, fmt::format("missing from this shard, where {} says it is", path));
+      throw bad_tensor(shard, name, fmt::format("missing from this shard, where {} says it is", path));
     tensors.emplace(name, tensor->second);
   }
   return tensors;

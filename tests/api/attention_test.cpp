@@ -269,6 +269,28 @@ TEST(PreparedAttention, SeveralThreadsWithTheirOwnWorkspace) {
   EXPECT_EQ(outs[0].all(), outs[2].all());
 }
 
+TEST(PreparedAttention, ListsOfTheCallersOwn) {
+  const Case c{"", Precision::f32, 2, 2, 16, 3, false, false, 1};
+  const auto buffer = [&](int rows, unsigned seed) {
+    return Buffer(Precision::f32, 2, 2, rows, 16, strides_of(c, rows, false), seed);
+  };
+  Buffer q = buffer(5, 1), k = buffer(9, 2), v = buffer(9, 3), out = buffer(5, 4);
+  const QueryTiles tiles{.offset = {0, 2, 5}, .rows = {4, 0, 1, 3, 2}};
+  const KeyLists lists{.lists = 1, .tiles = 2, .offset = {0, 2, 3}, .runs = {{0, 2}, {6, 3}, {4, 1}}};
+  PreparedAttention attention(tiles, lists, 9, {.batch = 2, .heads = 2, .head_dim = 16, .scale = 0.5F, .threads = 2});
+  EXPECT_EQ(attention.queries(), 5);
+  EXPECT_EQ(attention.keys(), 9);
+  EXPECT_DOUBLE_EQ(attention.share_of_pairs(), (2 * 5 + 3 * 1) / 45.0);
+  attention.run({q.data(), k.data(), v.data(), out.data(), q.strides, k.strides, v.strides, out.strides});
+  for (int b = 0; b < 2; ++b)
+    for (int h = 0; h < 2; ++h)
+      for (const int row : tiles.rows) {
+        const std::vector<int> keys = row == 4 || row == 0 ? std::vector<int>{0, 1, 6, 7, 8} : std::vector<int>{4};
+        const std::vector<double> expected = reference(q, k, v, b, h, row, keys, 16, 0.5);
+        for (int d = 0; d < 16; ++d) EXPECT_NEAR(out.at(b, h, row, d), expected[d], 2e-5) << b << h << row << d;
+      }
+}
+
 struct Refusal {
   const char* name;
   std::function<void()> call;
@@ -290,6 +312,13 @@ std::vector<Refusal> refusals() {
       attention.run({x.data(), x.data(), null ? nullptr : x.data(), x.data() + 5000, in, in, in, out}, bytes);
     };
   };
+  const auto own = [](std::vector<std::int32_t> offset, std::vector<std::int32_t> rows, std::vector<KeyRun> runs) {
+    return [=] {
+      const auto count = static_cast<std::int64_t>(runs.size());
+      PreparedAttention({.offset = offset, .rows = rows}, {.lists = 1, .tiles = 1, .offset = {0, count}, .runs = runs},
+                        4, AttentionShape{});
+    };
+  };
   return {
       {"NoScales", prepare({}, {}, 0, {}), {"number of scales is 0", "1 to 64"}},
       {"ScaleBeyond", prepare({}, kSchedule, 5, {}), {"scale is 5", "0 to 4"}},
@@ -307,6 +336,9 @@ std::vector<Refusal> refusals() {
       {"BadPlan",
        prepare({"mine", {{.first_scale = 2, .method = CslaAttention{.block = 0}}}}, kSchedule, kLast, {}),
        {"mine", "block is 0"}},
+      {"ListsBeyondTheKeys", own({0, 2}, {0, 1}, {{3, 2}}), {"reads key 4 of 4"}},
+      {"QueryTwice", own({0, 2}, {0, 0}, {{0, 2}}), {"query 0 is there twice"}},
+      {"QueryBeyond", own({0, 2}, {0, 2}, {{0, 2}}), {"query 2 is not one of them"}},
       {"Null", run(true, {.head = 8, .row = 16}, 0), {"null"}},
       {"RowsOverlap", run(false, {.head = 8, .row = 15}, 0), {"rows of out overlap", "head 8, row 15", "8 channels"}},
       {"HeadsOverlap", run(false, {.head = 0, .row = 8}, 0), {"rows of out overlap"}},

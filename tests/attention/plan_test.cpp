@@ -31,6 +31,31 @@ TEST(Plan, PresetsSurviveJson) {
     }
 }
 
+TEST(Plan, TheShareOfTokensThatRunCanBeNamed) {
+  const AttentionPlan plan = AttentionPlan::preset("fastvar:0.4", 8, 13);
+  EXPECT_EQ(plan.pruning, (TokenPruning{10, {0.4}}));
+  EXPECT_EQ(plan.name, "fastvar:0.4");
+  EXPECT_FALSE(AttentionPlan::preset("fastvar:1", 8, 7).pruning);
+  for (const char* bad :
+       {"fastvar:", "fastvar:0", "fastvar:1.01", "fastvar:-0.5", "fastvar:0.4x", "fastvar:nan", "fastvar :0.4"})
+    EXPECT_THROW(AttentionPlan::preset(bad, 8, 13), Error) << bad;
+}
+
+TEST(Plan, WithoutTheCacheNothingElseDiffers) {
+  AttentionPlan plan = AttentionPlan::preset("cs4a", 8, 13);
+  std::get<Cs4aAttention>(plan.rules.at(0).method).residual = false;
+  EXPECT_EQ(AttentionPlan::preset("cs4a-nocache", 8, 13).rules, plan.rules);
+}
+
+TEST(Plan, ANoteIsKeptAndChangesNothing) {
+  const AttentionPlan plan = AttentionPlan::from_json(R"({"note": ["a", "b \u00e9"], "rules": []})", "here");
+  EXPECT_EQ(plan.note, (std::vector<std::string>{"a", "b \u00e9"}));
+  EXPECT_EQ(AttentionPlan::from_json(plan.to_json(), "again"), plan);
+  EXPECT_EQ(AttentionPlan{}.to_json().find("note"), std::string::npos);
+  for (const char* bad : {R"({"note": "a", "rules": []})", R"({"note": [1], "rules": []})"})
+    EXPECT_THROW(AttentionPlan::from_json(bad, "here"), Error) << bad;
+}
+
 TEST(Plan, PublishedSplitsTheLayers) {
   const AttentionPlan plan = AttentionPlan::preset("published", 40, 13);
   EXPECT_TRUE(std::holds_alternative<Cs4aAttention>(plan.method(10, 12)));

@@ -129,7 +129,7 @@ class HostSide final : public Backend {
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override {
     return down(device_->column_sums(up(args), groups, keys));
   }
-  void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override {
+  void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override {
     change(out, [&](Tensor& o) { device_->add_resized(o, up(cache), from, to); });
   }
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override {
@@ -160,7 +160,7 @@ class HostSide final : public Backend {
     if (pairs.defined()) pairs = down(counted);
   }
   void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
-                               const Tensor& cache, Grid from, Grid to) override {
+                               const Tensor& cache, const TokenMap& from, const TokenMap& to) override {
     Tensor counted = up(pairs);
     change(args, [&](AttentionArgs& a) {
       device_->attention_with_residual(a, recipe, up(choice), counted, up(cache), from, to);

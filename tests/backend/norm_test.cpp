@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "backend/backend.h"
 #include "backend/device_under_test.h"
@@ -141,7 +142,29 @@ TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
   }
 }
 
+/// Tokens of x [B, n, H, D] moved to their places.
+Tensor moved(const Tensor& x, const TokenMap& map) {
+  Tensor out = x.to(x.dtype());
+  const std::int64_t n = map.grid.tokens();
+  const std::size_t bytes = x.bytes() / static_cast<std::size_t>(x.dim(0) * n);
+  for (std::int64_t b = 0; b < x.dim(0); ++b)
+    for (int token = 0; token < n; ++token) {
+      const std::int64_t place = map.place(token / map.grid.w, token % map.grid.w);
+      std::memcpy(out.data<std::byte>() + (b * n + place) * static_cast<std::int64_t>(bytes),
+                  x.data<std::byte>() + (b * n + token) * static_cast<std::int64_t>(bytes), bytes);
+    }
+  return out;
+}
+
 TEST_P(Operations, ResizedResidualIsAdded) {
+  // Of maps that lie in tiles: the same numbers at their places.
+  const auto expect_resized_by_place = [&](const Tensor& cache, const TokenMap& from, const Tensor& start,
+                                           const TokenMap& to, const Tensor& by_rows) {
+    Tensor found = moved(start, to);
+    backend->add_resized(found, moved(cache, from), from, to);
+    const Tensor wanted = moved(by_rows, to);
+    EXPECT_EQ(std::memcmp(found.raw(), wanted.raw(), found.bytes()), 0);
+  };
   for (const auto& [from, to] :
        {std::pair{Grid{8, 8}, Grid{12, 12}}, std::pair{Grid{5, 3}, Grid{9, 14}}, std::pair{Grid{1, 1}, Grid{4, 2}}}) {
     const Tensor cache = random_tensor({2, from.tokens(), 2, 6}, seed),
@@ -169,6 +192,7 @@ TEST_P(Operations, ResizedResidualIsAdded) {
         }
     // Places on the map are f32, so their fractions are known to some 5e-7, and are multiplied by differences up to 8.
     EXPECT_LT(worst, bf16() ? 3e-2 : 1e-5);
+    expect_resized_by_place(cache, {from, {3, 2}}, start, {to, {2, 3}}, found);
   }
 }
 

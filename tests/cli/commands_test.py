@@ -223,14 +223,18 @@ class Reconstruct(CommandTest):
 
 class Bench(CommandTest):
     def test_attention_grid(self):
-        report = json.loads(self.ok("bench", "attention", "--attention", "csla,dense", "--scale", "5,6", "--dtype", "bf16,f32",
-                                    "--threads", "1,2", "--heads", 1, "--dim", 16, "-r", 1, "--json", "--quiet").stdout)
+        report = json.loads(self.ok("bench", "attention", "--device", "cpu", "--attention", "csla,dense", "--scale", "5,6", "--dtype",
+                                    "bf16,f32", "--threads", "1,2", "--heads", 1, "--dim", 16, "-r", 1, "--json", "--quiet").stdout)
         rows = report["rows"]
         self.assertEqual(len(rows), 16)
         self.assertEqual({(r["attention"], r["scale"], r["dtype"], r["threads"]) for r in rows},
                          {(a, s, d, t) for a in ("csla", "dense") for s in (5, 6) for d in ("bf16", "f32") for t in (1, 2)})
         self.assertTrue(report["machine"]["processor"])
         self.assertTrue(report["commit"])
+        for row in rows:  # against double precision of the same inputs: rounding, and nothing else
+            least, most = (1e-9, 1e-5) if row["dtype"] == "f32" else (1e-4, 4e-3)
+            self.assertTrue(least < row["kernel_error"] < most, row)
+            self.assertGreater(row["percent_of_floor"], 0)
         # The line of a row makes the row.
         again = self.ok(*rows[3]["command"].split()[1:], "--format", "csv", "--quiet").stdout.decode()
         row, = csv.DictReader(io.StringIO(again))
@@ -239,14 +243,24 @@ class Bench(CommandTest):
         self.assertEqual(row["commit"], report["commit"])
 
     def test_own_dense_and_own_sparse(self):
-        text = self.ok("bench", "attention", "--attention", "dense,probe,cs4a", "--scale", 10, "--heads", 1, "--dim", 32, "-r", 1, "--format",
-                       "md", "--quiet").stdout.decode()
+        text = self.ok("bench", "attention", "--device", "cpu", "--attention", "dense,probe,cs4a", "--scale", 10, "--heads", 1, "--dim", 32,
+                       "-r", 1, "--format", "md", "--quiet").stdout.decode()
         table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
         self.assertEqual([row[0] for row in table[2:]], ["dense", "probe", "cs4a"])
         faster = table[0].index("against_dense")
         self.assertEqual(table[2][faster], "")
         self.assertGreater(float(table[3][faster]), 0)
-        self.assertIn("`sparvar bench attention --attention probe", table[3][-1])
+        self.assertIn("`sparvar bench attention --device cpu --attention probe", table[3][-1])
+        keys = table[0].index("kernel_keys")
+        self.assertEqual(table[2][keys], "4121")
+        self.assertLess(float(table[3][keys]), 1000)
+        self.assertEqual(table[4][keys], "")  # the decision scale attends both ways
+
+    def test_published_lists_of_cs4a(self):
+        plan = REPOSITORY / "bench" / "cs4a-112.json"
+        report = json.loads(self.ok("bench", "attention", "--device", "cpu", "--attention", plan, "--scale", 12, "--heads", 1, "--dim", 8,
+                                    "-r", 1, "--json", "--quiet").stdout)
+        self.assertEqual(report["rows"][0]["kernel_keys"], 2128)  # 784 chosen, 560 and 784 of windows: multiples of 112
 
     def test_model_and_tokenizer(self):
         model = self.small_model()
@@ -268,6 +282,22 @@ class Bench(CommandTest):
         self.assertEqual(len(report["scales"]), 5)
         self.assertGreater(report["parameters"], 1_000_000)
         self.assertIn("random parameters", self.ok(*arguments).stdout.decode())
+
+    def test_orders_of_tokens(self):
+        config = json.loads((cli_test.MODEL / "config.json").read_text())
+        config["scales"] = config["scales"][:4]
+        (self.dir / "tiny.json").write_text(json.dumps(config))
+        rows = json.loads(self.ok("bench", "model", "--geometry", self.dir / "tiny.json", "--random-weights", "-r", 1, "--device", "cpu",
+                                  "--quiet", "--token-order", "rows,2x3", "--json").stdout)["rows"]
+        self.assertEqual([r["token_order"] for r in rows], ["rows", "2x3"])
+        self.assertNotIn("--token-order", rows[0]["command"])
+        again = json.loads(self.ok(*shlex.split(rows[1]["command"])[1:], "--json", "--quiet").stdout)
+        self.assertEqual(again["token_order"], "2x3")
+        rows = json.loads(self.ok("bench", "attention", "--device", "cpu", "--attention", "csla,probe", "--token-order", "rows,8x16", "--scale", 11,
+                                  "--heads", 1, "--dim", 16, "-r", 1, "--quiet", "--json").stdout)["rows"]
+        self.assertEqual([(r["token_order"], r["attention"]) for r in rows], [(o, a) for o in ("rows", "8x16") for a in ("csla", "probe")])
+        self.assertEqual(rows[0]["kernel_keys"], rows[2]["kernel_keys"])
+        self.assertTrue(all(1e-4 < r["kernel_error"] < 4e-3 for r in rows), rows)
 
     def test_the_whole_table_in_one_command(self):
         config = json.loads((cli_test.MODEL / "config.json").read_text())
@@ -310,6 +340,11 @@ class Bench(CommandTest):
             (["model", "--dtype", "f32", "--weights", "fp8", "--device", "cpu", "--quiet"], "--dtype bf16"),
             (["attention", "--format", "xml"], "--format", "csv"),
             (["attention", "--repaet", "3"], "bench attention", "--repeat"),
+            (["attention", "--device", "cpu", "--own-dense", "--quiet"], "--own-dense"),
+            (["attention", "--device", "gpu"], "gpu", "cuda"),
+            (["attention", "--token-order", "8"], "--token-order", "HxW"),
+            (["attention", "--token-order", "8x0"], "--token-order", "0"),
+            (["model", "--token-order", "8x8", "--quiet"], "--token-order", "--geometry"),
             (["tokenizer", "more"], "more"),
         ]:
             with self.subTest(arguments):

@@ -34,6 +34,7 @@ class Evaluate(CommandTest):
         printed = json.loads(self.ok(*self.arguments("--plans", plans, "-n", 2, "-o", self.report, "--json", "--quiet")).stdout)
         self.assertEqual(printed, self.read_report())
         self.assertTrue(printed["complete"])
+        self.assertEqual(printed["machine"]["backend"].startswith("cpu"), printed["machine"]["why_no_gpu"] != "", "auto asks for a GPU")
         self.assertEqual([case["index"] for case in printed["cases"]], [0, 1, 2, 3])
         mine, dense, short = printed["variants"]
         self.assertEqual(short["name"], "dense+skip2+uncond4")
@@ -94,6 +95,24 @@ class Evaluate(CommandTest):
         (self.report / "report.json").write_text("[1]")
         self.assertIn("not a report", run(*arguments).stderr.decode())
 
+    def test_pruning_at_the_pairs_of_a_plan(self):
+        plans = f"fastvar:0.4,fastvar={self.plan},fastvar={self.plan}+skip1,cs4a-nocache,{self.plan}"
+        # Pruned from scale 8 on where a model has nine scales or more: the bundled one, cut to nine.
+        config = json.loads((cli_test.MODEL / "config.json").read_text())
+        config["scales"] = config["scales"][:9]
+        self.small = self.model_copy("nine", config__json=json.dumps(config).encode())
+        printed = json.loads(self.ok(*self.arguments("--plans", plans, "-o", self.report, "--json", "--quiet")).stdout)
+        self.assertEqual((printed["machine"]["backend"][:3], printed["machine"]["why_no_gpu"]), ("cpu", ""), "where plans prune, the CPU is chosen")
+        given, fitted, short, nocache, mine = printed["variants"]
+        keeps = [variant["plan"]["pruning"]["keep"] for variant in printed["settings"]["variants"][:3]]
+        self.assertEqual(keeps[0], [0.4])
+        self.assertEqual(keeps[1], keeps[2])
+        self.assertEqual(fitted["name"], f"fastvar={self.plan} (keeps {keeps[1][0]:g})")
+        rule, = printed["settings"]["variants"][3]["plan"]["rules"]
+        self.assertEqual((rule["method"], rule["residual"]), ("cs4a", False))
+        self.assertLess(short["summary"]["share_of_pairs"], fitted["summary"]["share_of_pairs"])
+        self.assertLess(given["summary"]["psnr"]["mean"], 100)
+
     def test_bad_input(self):
         out = self.out / "report"
         for arguments, code, *words in [
@@ -104,6 +123,11 @@ class Evaluate(CommandTest):
             (["--prompts", self.plan, "--plans", "csla+skip3", "-o", out], 2, "0 to 2", "3"),
             (["--prompts", self.plan, "--plans", "csla+skp1", "-o", out], 2, "PLAN+skipN"),
             (["--prompts", self.plan, "--plans", "+skip1", "-o", out], 2, "no plan"),
+            (["--prompts", self.plan, "--plans", "fastvar=", "-o", out], 2, "no plan behind ="),
+            (["--prompts", self.plan, "--plans", "fastvar=prob", "-o", out], 2, "did you mean probe?"),
+            (["--prompts", self.plan, "--plans", "fastvar=none.json", "-o", out], 1, "none.json"),
+            (["--prompts", self.plan, "--plans", "fastvar:1.5", "-o", out], 2, "fastvar:1.5", "at most 1"),
+            (["--prompts", self.plan, "--plans", "csla,fastvar:0.5", "--device", "cuda", "-o", out], 2, "fastvar:0.5", "--device cpu"),
             (["--prompts", self.plan, "--plans", "csla,csla", "-o", out], 2, "twice"),
             (["--prompts", self.dir / "none", "--plans", "csla", "-o", out], 1, "none"),
             (["--prompts", self.plan, "--plans", "none.json", "-o", out], 1, "none.json"),
@@ -136,6 +160,13 @@ class Analyze(CommandTest):
                 self.assertAlmostEqual(sum(own["weight"]), mass[-1], places=4)
             mean = sum(head["sinks"] for head in result["heads"]) / heads
             self.assertAlmostEqual(result["mean"]["sinks"], mean, places=4)
+            for i, value in enumerate(result["mean"]["similarity_by_key_scale"]):
+                of_heads = [head["similarity_by_key_scale"][i] for head in result["heads"] if head["similarity_by_key_scale"][i] is not None]
+                self.assertAlmostEqual(value, sum(of_heads) / len(of_heads), places=4) if of_heads else self.assertIsNone(value)
+        self.assertEqual([row["layer"] for row in report["layers"]], list(range(layers)))
+        for row in report["layers"]:
+            for name in ("sinks", "windows", "similarity"):
+                self.assertAlmostEqual(row[name], sum(r["mean"][name] for r in report["results"] if r["layer"] == row["layer"]) / 2, places=4)
         self.assertEqual(len(report["heat_maps"]), 2 * layers)
         width, height, _, texts = read_png(self.out / "layer-00-scale-06.png")
         self.assertGreater(height, heads * 16)
@@ -143,6 +174,9 @@ class Analyze(CommandTest):
         text = self.ok(*arguments).stdout.decode()
         self.assertIn("scale 6 (16x16), means over heads", text)
         self.assertIn(f"{100 * report['results'][0]['mean']['sinks']:.1f} %", text)
+        last = text.split("scales 5, 6, means over scales and heads\n")[1].splitlines()[layers]
+        self.assertEqual(last.split()[:5:2], [str(layers - 1), "%", "%"])
+        self.assertEqual(last.split()[-1], f"{report['layers'][-1]['similarity']:.3f}")
 
     def test_bad_input(self):
         prompts = self.dir / "prompts.txt"
@@ -205,9 +239,36 @@ class Tune(CommandTest):
         dense, = [tried for tried in report["tried"] if set(tried["layers"]) == {"dense"}]
         self.assertEqual((dense["cost"], dense["tuning_psnr"]), (1, 100))
         self.assertLessEqual(report["chosen"]["cost"], 1)
+        # The frontier: all on the same held-out pictures, each with its plan, and in the note of the file.
+        frontier = report["frontier"]
+        self.assertEqual([entry["cost"] for entry in frontier], sorted(entry["cost"] for entry in frontier))
+        self.assertEqual({entry["held_out_pictures"] for entry in frontier}, {report["held_out_pictures"]})
+        chosen, = [entry for entry in frontier if entry["chosen"]]
+        self.assertEqual(chosen["plan"]["rules"], report["plan"]["rules"])
+        for entry in frontier:
+            self.assertLessEqual(entry["held_out_worst_psnr"], entry["held_out_psnr"])
+            self.assertTrue(any(entry["name"] in line and f"{entry['held_out_worst_psnr']:.2f}" in line for line in report["plan"]["note"]), entry)
         # What it says of the plan is what compare says of it.
         drawn = self.ok("generate", "red apple, 3d style", "--plan", plan, "--model", model, "-o", self.out / "a.png", "--json").stdout
         self.assertEqual(json.loads(drawn)["plan"], report["plan"])
+        self.assertNotIn("note", json.loads(read_png(self.out / "a.png")[3]["settings"])["plan"])
+
+    def test_counted_trials_make_the_same_plan_again(self):
+        model = self.small_model()
+        prompts = self.prompts("prompts.txt", "red apple, 3d style", "red heart, noto style", "rocket, noto style", "snowman, noto style")
+        found = []
+        for name in ("a.json", "b.json"):
+            found.append(json.loads(self.ok("tune", "--prompts", prompts, "--target-psnr", 24, "--trials", 60, "--model", model, "--threads", 1, "--dtype",
+                                            "f32", "-o", self.out / name, "--json", "--quiet").stdout))
+        first, second = found
+        self.assertEqual((first["cost"], first["budget"]), ("pairs", {"trials": 60}))
+        for result in found:
+            for entry in [result["chosen"], *result["frontier"], *result["tried"]]:
+                del entry["speed_up"]
+        self.assertEqual(first["plan"]["rules"], second["plan"]["rules"])
+        self.assertEqual(first["tried"], second["tried"])
+        self.assertEqual(first["frontier"], second["frontier"])
+        self.assertGreaterEqual(len(first["frontier"]), 3)
 
     def test_what_cannot_be_held_is_dense(self):
         model, plan = self.small_model(), self.out / "plan.json"
@@ -216,7 +277,7 @@ class Tune(CommandTest):
                        "--threads", 1, "-o", plan).stdout.decode()
         self.assertEqual(json.loads(plan.read_text())["rules"], [])
         self.assertIn("dense attention does", text)
-        self.assertIn("100.00 dB", text)
+        self.assertRegex(text, r"> 100\.0 % .* dense\n")
 
     def test_bad_input(self):
         two, one, plan = self.prompts("two.txt", "a", "b"), self.prompts("one.txt", "a"), self.out / "plan.json"
@@ -229,6 +290,8 @@ class Tune(CommandTest):
             (["--prompts", two, "--held-out", one, "-o", plan], 2, "'a' is in", "too"),
             (["--prompts", two, "-o", plan, "--target-psnr", "101"], 2, "1 to 100"),
             (["--prompts", two, "-o", plan, "--budget", "0"], 2, "--budget"),
+            (["--prompts", two, "-o", plan, "--budget", "9", "--trials", "9"], 2, "--trials", "--budget"),
+            (["--prompts", two, "-o", plan, "--cost", "money"], 2, "--cost", "money"),
         ]:
             with self.subTest(arguments):
                 self.assert_refused(run("tune", *arguments, "--quiet", cwd=self.out), code, *words)

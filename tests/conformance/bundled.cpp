@@ -156,6 +156,7 @@ void run_prompt(Model& model, const std::string& prompt, float cfg, const Tensor
   report.compare("text_hidden", text.states, io.get("text_hidden"), 2e-5 * loose);
 
   WalkOptions options = forced_options(model.config, cfg, io);
+  options.order = settings.order;
   BitCount bits;
   Tensor logits;
   options.observe = [&](const std::string& name, const Tensor& value) {
@@ -194,10 +195,10 @@ void run_prompt(Model& model, const std::string& prompt, float cfg, const Tensor
 void compare_prompt(Model& model, Model& reference, const std::string& prompt, const WalkOptions& options,
                     const Settings& settings, Report& report) {
   const auto ids = model.tokenizer.encode(prompt, model.config.transformer.text_maxlen);
-  const auto run = [&](Model& of) {
-    return run_forced(of.transformer, *of.backend, encoded(of, ids), options, settings);
+  const auto run = [&](Model& of, const Settings& with) {
+    return run_forced(of.transformer, *of.backend, encoded(of, ids), options, with);
   };
-  compare_forced(prompt, run(model), run(reference), settings, report);
+  compare_forced(prompt, run(model, settings), run(reference, settings.reference()), settings, report);
 }
 
 }  // namespace

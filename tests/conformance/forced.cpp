@@ -77,6 +77,7 @@ std::vector<ForcedScale> run_forced(Infinity& model, Backend& backend, const Pac
                                     const Settings& settings) {
   const auto all = static_cast<int>(options.schedule.size());
   options.plan = plan_of(settings.attention, model.config().depth, all);
+  options.order = settings.order;
   if (settings.scales > 0 && settings.scales < all) {
     options.full = options.schedule.back();
     options.schedule.resize(settings.scales);

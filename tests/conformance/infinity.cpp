@@ -125,12 +125,13 @@ void run_infinity(const std::string& dir, const nlohmann::json& config, const Se
   options.cfg = config.at("cfg_list").get<std::vector<float>>();
   options.tau = config.at("tau_list").get<std::vector<float>>();
   options.sampling.greedy = true;
+  options.order = settings.order;
   options.forced_bits = [&](int k) { return io.get(fmt::format("bits.s{}", k)); };
   if (!settings.against.empty()) {
     const auto other = settings.reference().backend(settings.reference().compute());
     Infinity reference(read_transformer(config), weights, *other);
     return compare_forced("bits", run_forced(model, *backend, text, options, settings),
-                          run_forced(reference, *other, text, options, settings), settings, report);
+                          run_forced(reference, *other, text, options, settings.reference()), settings, report);
   }
   Tensor logits;
   options.observe = [&](const std::string& name, const Tensor& value) {

@@ -24,8 +24,8 @@ void run(const std::string& dir, const Settings& settings, Report& report) {
   if (model == "infinity") return run_infinity(dir, config, settings, report);
   if (model == "bsq-vae") return run_vae(dir, config, settings, report);
   if (model == "t5") return run_t5(dir, config, settings, report);
-  if (config.contains("decision_scale")) return run_cs4a(dir, config, report);
-  if (config.contains("win_size") && config.contains("cases")) return run_csla(dir, config, report);
+  if (config.contains("decision_scale")) return run_cs4a(dir, config, settings, report);
+  if (config.contains("win_size") && config.contains("cases")) return run_csla(dir, config, settings, report);
   if (bundled) return run_bundled(dir, config, settings, report);
   throw Error(
       ErrorKind::input,
@@ -35,8 +35,9 @@ void run(const std::string& dir, const Settings& settings, Report& report) {
 }
 
 constexpr const char* kUsage =
-    "usage: conformance [--bf16] [--fp8] [--device NAME] [--model DIR] DIR...\n"
-    "       conformance [--bf16] [--device NAME] [--model DIR] --against NAME [--against-bf16] [--attention PLAN] "
+    "usage: conformance [--bf16] [--fp8] [--device NAME] [--model DIR] [--token-order HxW] DIR...\n"
+    "       conformance [--bf16] [--device NAME] [--model DIR] [--token-order HxW] --against NAME [--against-bf16] "
+    "[--attention PLAN] "
     "[--margin X] [--scales N] DIR...";
 
 double number(const std::string& option, const std::string& text) {
@@ -50,6 +51,14 @@ double number(const std::string& option, const std::string& text) {
   if (read == 0 || read != text.size() || !(value >= 0))
     throw Error(ErrorKind::usage, fmt::format("{}: expected a number of 0 or more, found '{}'", option, text));
   return value;
+}
+
+TokenOrder order(const std::string& option, const std::string& text) {
+  const std::size_t cross = text.find('x');
+  if (cross == std::string::npos)
+    throw Error(ErrorKind::usage, fmt::format("{}: expected HxW, found '{}'", option, text));
+  return {static_cast<int>(number(option, text.substr(0, cross))),
+          static_cast<int>(number(option, text.substr(cross + 1)))};
 }
 
 struct Arguments {
@@ -80,6 +89,8 @@ Arguments read_arguments(const std::vector<std::string>& words) {
       settings.against = value();
     else if (word == "--attention")
       settings.attention = value();
+    else if (word == "--token-order")
+      settings.order = order(word, value());
     else if (word == "--margin")
       settings.most_margin = number(word, value());
     else if (word == "--scales")
@@ -94,6 +105,8 @@ Arguments read_arguments(const std::vector<std::string>& words) {
       (settings.against_bf16 || settings.attention != "dense" || settings.most_margin || settings.scales > 0))
     throw Error(ErrorKind::usage,
                 fmt::format("--against-bf16, --attention, --margin and --scales go with --against; {}", kUsage));
+  if (settings.fp8 && settings.order != TokenOrder())
+    throw Error(ErrorKind::usage, fmt::format("--token-order does not go with --fp8; {}", kUsage));
   if (settings.model_dir.empty()) settings.model_dir = bundled_model_dir();
   return out;
 }

@@ -29,6 +29,19 @@ std::int64_t differing_bytes(const Tensor& a, const Tensor& b) {
   return count;
 }
 
+std::int64_t integer(const Tensor& x, std::int64_t i) {
+  switch (x.dtype()) {
+    case DType::i64:
+      return x.data<std::int64_t>()[i];
+    case DType::i16:
+      return x.data<std::int16_t>()[i];
+    case DType::u8:
+      return x.data<std::uint8_t>()[i];
+    default:
+      return x.data<std::int32_t>()[i];
+  }
+}
+
 nlohmann::json read_json(const std::string& path) {
   std::ifstream file(path);
   if (!file) throw Error(ErrorKind::input, fmt::format("{}: cannot be read", path));
@@ -60,6 +73,7 @@ Settings Settings::reference() const {
   Settings other = *this;
   other.device = against;
   other.bf16 = against_bf16;
+  other.order = {};
   return other;
 }
 
@@ -76,6 +90,21 @@ void Report::compare(const std::string& name, const Tensor& found, const Tensor&
     return line(name, fmt::format("expected shape {}, found {}", to_string(expected.shape()), to_string(found.shape())),
                 false);
   value(name, max_difference(found, expected), tolerance);
+}
+
+void Report::within(const std::string& name, const Tensor& found, const Tensor& expected,
+                    const std::vector<float>& bounds) {
+  if (found.size() != expected.size() || static_cast<std::int64_t>(bounds.size()) != expected.size())
+    return line(name, fmt::format("expected shape {}, found {}", to_string(expected.shape()), to_string(found.shape())),
+                false);
+  const Tensor x = found.to(DType::f32), y = expected.to(DType::f32);
+  double worst = 0, share = 0;
+  for (std::size_t i = 0; i < bounds.size(); ++i) {
+    const double difference = std::abs(static_cast<double>(x.data<float>()[i]) - y.data<float>()[i]);
+    if (!(difference <= worst)) worst = std::isnan(difference) ? INFINITY : difference;
+    share = std::max(share, std::isnan(difference) ? INFINITY : difference / bounds[i]);
+  }
+  line(name, fmt::format("largest difference {:.2e}, {:.2f} of its bound", worst, share), share <= 1);
 }
 
 void Report::value(const std::string& name, double difference, double tolerance) {

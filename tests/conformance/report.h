@@ -5,7 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "attention/token_order.h"
 #include "backend/backend.h"
 #include "core/tensor.h"
 #include "sparvar/schedule.h"
@@ -22,6 +24,7 @@ struct Settings {
   bool against_bf16 = false;          // its compute type
   std::string attention = "dense";    // a preset or a JSON file, of `against`
   std::optional<double> most_margin;  // of `against`; where not given, 1e-3 in f32 and none in bf16
+  TokenOrder order;                   // of `device`; `against` has rows
   int scales = 0;                     // of `against`: the first ones only; 0: all
 
   DType compute() const { return bf16 ? DType::bf16 : DType::f32; }
@@ -37,6 +40,8 @@ class Report {
   /// Prints and remembers the largest absolute difference; sizes that differ are a failure.
   void compare(const std::string& name, const Tensor& found, const Tensor& expected, double tolerance);
   void value(const std::string& name, double difference, double tolerance);
+  /// A bound for every element, all above 0.
+  void within(const std::string& name, const Tensor& found, const Tensor& expected, const std::vector<float>& bounds);
   /// Bits or ids that must be equal.
   void count(const std::string& name, std::int64_t differing, std::int64_t total, std::int64_t allowed = 0);
   void at_least(const std::string& name, double value, double bound);
@@ -55,6 +60,8 @@ class Report {
 };
 
 double max_difference(const Tensor& a, const Tensor& b);
+/// Element i of a tensor of whole numbers.
+std::int64_t integer(const Tensor& x, std::int64_t i);
 std::int64_t differing_bytes(const Tensor& a, const Tensor& b);
 nlohmann::json read_json(const std::string& path);
 ScaleSchedule read_schedule(const nlohmann::json& scales);  // [t, h, w], [h, w] or n
@@ -62,8 +69,8 @@ ScaleSchedule read_schedule(const nlohmann::json& scales);  // [t, h, w], [h, w]
 void run_infinity(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
 void run_vae(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
 void run_t5(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
-void run_csla(const std::string& dir, const nlohmann::json& config, Report& report);
-void run_cs4a(const std::string& dir, const nlohmann::json& config, Report& report);
+void run_csla(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
+void run_cs4a(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
 void run_bundled(const std::string& dir, const nlohmann::json& config, const Settings& settings, Report& report);
 
 }  // namespace sparvar::conformance

@@ -6,6 +6,7 @@ Writes FOLDER/TARGET/* and FOLDER/TARGET.dict, the words of the formats.
 import json
 import struct
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -70,6 +71,15 @@ def seeds():
         yield "image", f"{colour}-{depth}", png(5, 4, depth, colour, extra=chunk(b"tRNS", b"\0\1") if colour == 0 else b"")
     yield "image", "interlaced", png(9, 9, 8, 2, interlaced=1)
     yield "image", "text", png(1, 1, 8, 2, extra=chunk(b"iTXt", b"prompt\0\0\0\0\0red apple") + chunk(b"gAMA", struct.pack(">I", 45455)))
+    for path in sorted([*(DATA / "checkpoint-formats").rglob("*.pth"), *(DATA / "checkpoint-formats").rglob("*.bin")]):
+        yield "checkpoint", path.name, path.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            yield "pickle", path.name, archive.read(name)
+    yield "pickle", "protocol-4", (
+        b"\x80\x04\x95\x90\0\0\0\0\0\0\0}\x94(\x8c\x01w\x94\x8c\x0ctorch._utils\x94\x8c\x12_rebuild_tensor_v2\x94\x93((\x8c\x07storage"
+        b"\x8c\x05torch\x8c\x0cFloatStorage\x93\x8c\x010\x8c\x03cpuK\x10tQK\0K\x02K\x08\x86K\x08K\x01\x86\x89\x8c\x0bcollections"
+        b"\x8c\x0bOrderedDict\x93)RtR\x8c\x04step\x8a\x01\x07u.")
 
 
 def strings(value):
@@ -97,6 +107,10 @@ def main(folder):
     words = {"safetensors": {*SIZES, "dtype", "shape", "data_offsets", "__metadata__"}, "config": {"infinity", "t5"},
              "plan": {"csla", "cs4a", "probe", "dense", "lists", "blocks", "published", "half_pixel", "ratio", "group", "grid"},
              "prompt": {"</s>", "<pad>", "<unk>", "<extra_id_99>", "<extra_id_0>"},
+             "checkpoint": {"PK\\x03\\x04", "PK\\x01\\x02", "PK\\x05\\x06", "PK\\x06\\x06", "PK\\x06\\x07", "PK\\x07\\x08", "/data.pkl", "/data/0"},
+             "pickle": {"ctorch\\x0aFloatStorage\\x0a", "ctorch\\x0aLongStorage\\x0a", "ctorch._utils\\x0a_rebuild_tensor_v2\\x0a",
+                        "ctorch._utils\\x0a_rebuild_parameter\\x0a", "ccollections\\x0aOrderedDict\\x0a)R", "X\\x07\\x00\\x00\\x00storage",
+                        "X\\x01\\x00\\x00\\x000", "X\\x03\\x00\\x00\\x00cpu", "\\x8a\\x08", "\\x8b", "\\x93", "\\x86", "tQ", "tR"},
              "image": {"IHDR", "PLTE", "IDAT", "IEND", "tRNS", "iTXt", "zTXt", "tEXt", "gAMA", "iCCP", "sRGB", "cHRM", "bKGD", "eXIf"}}
     for target, name, data in seeds():
         (folder / target).mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,8 @@
 #include "text/tokenizer.h"
 #include "weights/config.h"
 #include "weights/safetensors.h"
+#include "weights/torch_file.h"
+#include "zip_writer.h"
 
 namespace sparvar::fuzz {
 namespace {
@@ -69,6 +71,21 @@ void read_one_image(Input input) {
     require(image.width > 0 && image.height > 0, "a picture has pixels");
     require(image.rgb.size() == static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.height) * 3,
             "three bytes a pixel");
+  });
+}
+
+/// Opens a checkpoint and reads all that it holds.
+void read_torch(const std::string& path) {
+  answer([&] {
+    const TorchFile file = TorchFile::open(path);
+    for (const std::string& name : file.names()) {
+      const Tensor tensor = file.get(name);
+      require(tensor.shape() == file.shape(name) && tensor.dtype() == file.dtype(name), "a tensor is what was said");
+      require(static_cast<std::int64_t>(tensor.bytes()) == file.bytes_of(name), "a tensor has the bytes of its shape");
+      const auto* bytes = static_cast<const std::uint8_t*>(tensor.raw());
+      for (std::size_t i = 0; i < tensor.bytes(); ++i) sink = bytes[i];
+    }
+    for (const std::string& name : file.names()) file.verify(name);
   });
 }
 
@@ -137,6 +154,17 @@ void read_image(Input input) {
   // A mutated chunk has a wrong checksum, which hides what lies behind it.
   std::vector<std::uint8_t> repaired(input.begin(), input.end());
   if (repair_png(repaired)) read_one_image(repaired);
+}
+
+void read_checkpoint(Input input) {
+  static const File file;
+  read_torch(file.hold(input));
+}
+
+void read_pickle(Input input) {
+  static const File file;
+  const std::string archive = testing::torch_archive(text_of(input), std::string(64, '\1'));
+  read_torch(file.hold({reinterpret_cast<const std::uint8_t*>(archive.data()), archive.size()}));
 }
 
 }  // namespace sparvar::fuzz

@@ -15,6 +15,8 @@ void read_config(Input input);
 void read_plan(Input input);
 void tokenize_prompt(Input input);
 void read_image(Input input);
+void read_checkpoint(Input input);
+void read_pickle(Input input);
 
 struct Target {
   const char* name;
@@ -23,7 +25,8 @@ struct Target {
 
 constexpr Target kTargets[] = {
     {"safetensors", read_safetensors}, {"config", read_config}, {"plan", read_plan},
-    {"prompt", tokenize_prompt},       {"image", read_image},
+    {"prompt", tokenize_prompt},       {"image", read_image},   {"checkpoint", read_checkpoint},
+    {"pickle", read_pickle},
 };
 
 }  // namespace sparvar::fuzz

@@ -10,6 +10,7 @@
 #include "attention/cs4a.h"
 #include "attention/csla.h"
 #include "attention/probe.h"
+#include "sparvar/error.h"
 #include "support.h"
 
 namespace sparvar {
@@ -215,6 +216,32 @@ TEST_F(Runner, Cs4aCarriesKeysAndResidual) {
     }
 }
 
+TEST_F(Runner, WhatIsCarriedMayBeKeptByTheCaller) {
+  Cs4aAttention method;
+  method.decision_scale = 4;
+  method.granularity = 1;
+  method.group = {3, 4, 0};
+  const AttentionPlan plan{"x", {{0, -1, 4, -1, method}}};
+  AttentionRunner whole(*backend, plan, kSchedule, 2);
+  AttentionArgs decision = scene.at(4), args = scene.at(5);
+  whole.run(1, 4, decision);
+  whole.run(1, 5, args);
+  const Tensor expected = args.out.to(DType::f32);
+
+  AttentionRunner one(*backend, plan, kSchedule, 2), other(*backend, plan, kSchedule, 2);
+  EXPECT_FALSE(one.carried(1).choice.defined());
+  one.run(1, 4, decision);
+  EXPECT_FALSE(one.carried(0).choice.defined());
+  EXPECT_THROW(other.run(1, 5, args), Error) << "nothing is carried";
+  other.carry(1, one.carried(1));
+  backend->fill_zero(args.out);
+  other.run(1, 5, args);
+  ASSERT_EQ(args.out.size(), expected.size());
+  EXPECT_TRUE(std::equal(expected.data<float>(), expected.data<float>() + expected.size(), args.out.data<float>()));
+  other.release();
+  EXPECT_THROW(other.run(1, 5, args), Error);
+}
+
 TEST_F(Runner, ProbesChooseAndLendTheirResidual) {
   for (const bool residual : {true, false}) {
     ProbeAttention method;
@@ -267,6 +294,72 @@ TEST_F(Runner, ProbesChooseAndLendTheirResidual) {
                                }),
               3e-5)
         << "seed " << seed;
+  }
+}
+
+/// x [B, H, n, D] with the tokens of every scale moved to their places; `scale`: x has the tokens of that one alone.
+Tensor moved(const Tensor& x, TokenOrder order, int scale = -1) {
+  Tensor out = Tensor::empty(DType::f32, x.shape());
+  const std::vector<int> first = first_keys(kSchedule, static_cast<int>(kSchedule.size()) - 1);
+  for (std::int64_t bh = 0; bh < kBatch * kHeads; ++bh)
+    for (int k = scale < 0 ? 0 : scale; k <= (scale < 0 ? static_cast<int>(kSchedule.size()) - 1 : scale); ++k)
+      for (int token = 0; token < kSchedule[k].tokens(); ++token) {
+        const int begin = scale < 0 ? first[k] : 0;
+        const int place = TokenMap(kSchedule[k], order).place(token / kSchedule[k].w, token % kSchedule[k].w);
+        std::copy_n(x.data<float>() + (bh * x.dim(2) + begin + token) * kDim, kDim,
+                    out.data<float>() + (bh * x.dim(2) + begin + place) * kDim);
+      }
+  return out;
+}
+
+/// Tokens that lie in tiles: the same outputs at their places, and an observer that sees the same lists.
+TEST_F(Runner, TheOrderOfTokensChangesNothing) {
+  CslaAttention csla;
+  csla.windows = {-1, -1, 1, 3, 5, 5};
+  csla.sink_scales = 2;
+  csla.group = {3, 5, 0};
+  Cs4aAttention carried;
+  carried.decision_scale = 4;
+  carried.granularity = 2;
+  carried.share = 0.15;
+  carried.group = {3, 4, 0};
+  carried.own_windows = {3};
+  Cs4aAttention by_grid = carried;
+  by_grid.carry = Cs4aAttention::Carry::grid;
+  ProbeAttention probe;
+  probe.stride = 4;
+  probe.share = 0.08;
+  probe.group = {3, 4, 0};
+  probe.window = 3;
+  constexpr TokenOrder kOrder{3, 4};
+  const Scene fixed(7);  // numbers of which no two column sums are all but equal: either key could be chosen
+  const std::vector<AttentionMethod> methods = {DenseAttention(), csla, carried, by_grid, probe};
+  for (std::size_t m = 0; m < methods.size(); ++m) {
+    const AttentionPlan plan{"x", {{0, -1, 4, -1, methods[m]}}};
+    AttentionRunner rows(*backend, plan, kSchedule, 1), tiles(*backend, plan, kSchedule, 1, kOrder);
+    std::vector<std::vector<KeyRun>> seen_by_rows, seen_by_tiles;
+    rows.observe([&](int, int, const QueryTiles&, const KeyLists& lists) { seen_by_rows.push_back(lists.runs); });
+    tiles.observe([&](int, int, const QueryTiles&, const KeyLists& lists) { seen_by_tiles.push_back(lists.runs); });
+    for (const int k : {4, 5}) {
+      AttentionArgs args = fixed.at(k), other = fixed.at(k);
+      other.q = moved(args.q, kOrder, k);
+      other.k = moved(args.k, kOrder);
+      other.v = moved(args.v, kOrder);
+      rows.run(0, k, args);
+      tiles.run(0, k, other);
+      const TokenMap map(kSchedule[k], kOrder);
+      double worst = 0;
+      for (int b = 0; b < kBatch; ++b)
+        for (int token = 0; token < map.grid.tokens(); ++token)
+          for (int i = 0; i < kHeads * kDim; ++i) {
+            const std::int64_t place = map.place(token / map.grid.w, token % map.grid.w), n = map.grid.tokens();
+            worst = std::max<double>(worst, std::abs(args.out.data<float>()[(b * n + token) * kHeads * kDim + i] -
+                                                     other.out.data<float>()[(b * n + place) * kHeads * kDim + i]));
+          }
+      EXPECT_LT(worst, 3e-5) << "method " << m << ", scale " << k;
+    }
+    EXPECT_EQ(seen_by_rows, seen_by_tiles) << "method " << m;
+    EXPECT_EQ(rows.share_of_pairs(5), tiles.share_of_pairs(5));
   }
 }
 

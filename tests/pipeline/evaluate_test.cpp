@@ -61,6 +61,45 @@ TEST(PairsComputed, CountsSkippedScalesAndTheHalfWithoutGuidance) {
   EXPECT_DOUBLE_EQ(pairs_computed(sparse, dense, 1), pairs[1] / (pairs[1] + pairs[2]));
 }
 
+TEST(PairsComputed, CountsWhatAPlanComputesBeyondDenseBefore) {
+  GenerateResult dense;
+  dense.schedule = {{1, 1}, {2, 2}, {3, 3}};
+  dense.scales = {{.grid = {1, 1}}, {.grid = {2, 2}}, {.grid = {3, 3}}};
+  dense.uncond_until = 3;
+  GenerateResult sparse = dense;
+  sparse.scales[1].share_of_pairs = 1.2;  // a decision scale with a residual
+  sparse.scales[2].share_of_pairs = 0.25;
+  EXPECT_DOUBLE_EQ(pairs_computed(sparse, dense, 2), 0.25 + 0.2 * 20 / 126);
+  sparse.scales[1].share_of_pairs = 0.5;  // what is saved there is not the last scales'
+  EXPECT_DOUBLE_EQ(pairs_computed(sparse, dense, 2), 0.25);
+}
+
+TEST(KeepForPairs, ComputesTheShareThatIsAskedFor) {
+  const ScaleSchedule schedule = {{1, 1}, {8, 8}, {16, 16}, {20, 24}, {32, 32}};
+  for (const double share : {0.05, 0.2, 0.7}) {
+    AttentionPlan plan;
+    plan.pruning = TokenPruning{2, {keep_for_pairs(schedule, 2, share)}};
+    double computed = 0, all = 0;
+    for (int k = 2; k < 5; ++k) {
+      double keys = 0, all_keys = 0;
+      for (int j = 0; j <= k; ++j) {
+        keys += plan.tokens_run(j, schedule[static_cast<std::size_t>(j)]);
+        all_keys += schedule[static_cast<std::size_t>(j)].tokens();
+      }
+      computed += plan.tokens_run(k, schedule[static_cast<std::size_t>(k)]) * keys;
+      all += schedule[static_cast<std::size_t>(k)].tokens() * all_keys;
+    }
+    EXPECT_NEAR(computed / all, share, 0.002) << share;
+  }
+  EXPECT_EQ(keep_for_pairs(schedule, 2, 1), 1);
+  const double last = 1024.0 * (1 + 64 + 256 + 480 + 1024), all = last + 480.0 * 801 + 256.0 * 321;
+  EXPECT_NEAR(keep_for_pairs(schedule, 4, 1 - 0.75 * last / all), 0.39, 0.02) << "of the last three, two run dense";
+  const ScaleSchedule small = {{8, 8}, {10, 10}, {12, 12}};
+  EXPECT_NEAR(keep_for_pairs(small, 2, (64.0 * 64 + 100 * 164 + 72 * 236) / (64 * 64 + 100 * 164 + 144 * 308)), 0.5,
+              0.004);
+  EXPECT_EQ(keep_for_pairs(schedule, 2, 1.3), 1) << "more than dense attention is not to be had";
+}
+
 TEST(OptionsOfCase, DrawTheNumberThatGenerateWouldDraw) {
   GenerateOptions all;
   all.prompts = {"a", "b", "c"};

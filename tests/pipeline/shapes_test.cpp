@@ -215,10 +215,15 @@ TEST(Previews, ShowThePictureOfTheScalesSoFar) {
     scales.push_back(scale);
     previews.push_back(picture);
   };
+  std::vector<std::size_t> previews_at_scale;
+  options.on_progress = [&](const Progress& progress) {
+    if (progress.stage == Progress::Stage::scale) previews_at_scale.push_back(previews.size());
+  };
   const GenerateResult result = pipeline.generate(options);
   EXPECT_EQ(scales, (std::vector<int>{3, 4, 5}));
   EXPECT_EQ(result.cold_batches, 1);
   ASSERT_EQ(previews.size(), 3U);
+  EXPECT_EQ(previews_at_scale, (std::vector<std::size_t>{0, 0, 0, 1, 2, 3, 3})) << "before the scale is told of";
   EXPECT_EQ(previews[2].image.width, 128);
   // The last preview is the picture without the last scale.
   options.on_preview = {};

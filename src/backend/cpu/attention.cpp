@@ -256,28 +256,26 @@ float read(const float* x, std::int64_t i) { return x[i]; }
 float read(const BFloat16* x, std::int64_t i) { return to_float(x[i]); }
 
 template <typename T>
-void add_rows(Tensor& out, const Tensor& cache, Grid from, Grid to) {
-  const std::vector<Tap> rows = taps(from.h, to.h);
-  const std::vector<Tap> columns = taps(from.w, to.w);
-  const std::int64_t channels = out.size() / (out.dim(0) * to.tokens());
-  parallel_for(out.dim(0) * to.h, [&](std::int64_t job) {
-    const std::int64_t b = job / to.h;
-    const Tap& y = rows[job % to.h];
-    const float* upper =
-        cache.data<float>() + (b * from.tokens() + static_cast<std::int64_t>(y.low) * from.w) * channels;
-    const float* lower =
-        cache.data<float>() + (b * from.tokens() + static_cast<std::int64_t>(y.high) * from.w) * channels;
-    for (int column = 0; column < to.w; ++column) {
+void add_rows(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) {
+  const std::vector<Tap> rows = taps(from.grid.h, to.grid.h);
+  const std::vector<Tap> columns = taps(from.grid.w, to.grid.w);
+  const std::int64_t channels = out.size() / (out.dim(0) * to.grid.tokens());
+  parallel_for(out.dim(0) * to.grid.h, [&](std::int64_t job) {
+    const std::int64_t b = job / to.grid.h;
+    const int row = static_cast<int>(job % to.grid.h);
+    const Tap& y = rows[row];
+    const float* map = cache.data<float>() + b * from.grid.tokens() * channels;
+    for (int column = 0; column < to.grid.w; ++column) {
       const Tap& x = columns[column];
       const float w11 = y.weight * x.weight;
       const float w10 = y.weight - w11;
       const float w01 = x.weight - w11;
       const float w00 = 1.0F - y.weight - w01;
-      T* target = out.data<T>() + (job * to.w + column) * channels;
-      const float* a = upper + x.low * channels;
-      const float* c = upper + x.high * channels;
-      const float* d = lower + x.low * channels;
-      const float* e = lower + x.high * channels;
+      T* target = out.data<T>() + (b * to.grid.tokens() + to.place(row, column)) * channels;
+      const float* a = map + from.place(y.low, x.low) * channels;
+      const float* c = map + from.place(y.low, x.high) * channels;
+      const float* d = map + from.place(y.high, x.low) * channels;
+      const float* e = map + from.place(y.high, x.high) * channels;
       for (std::int64_t i = 0; i < channels; ++i)
         write(target, i, read(target, i) + w00 * a[i] + w01 * c[i] + w10 * d[i] + w11 * e[i]);
     }
@@ -286,11 +284,11 @@ void add_rows(Tensor& out, const Tensor& cache, Grid from, Grid to) {
 
 }  // namespace
 
-void CpuBackend::add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) {
-  if (out.dim(1) != to.tokens() || cache.dim(1) != from.tokens() || cache.dim(0) != out.dim(0))
+void CpuBackend::add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) {
+  if (out.dim(1) != to.grid.tokens() || cache.dim(1) != from.grid.tokens() || cache.dim(0) != out.dim(0))
     throw Error(ErrorKind::usage,
-                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()), from.h,
-                            from.w, to_string(out.shape()), to.h, to.w));
+                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()),
+                            from.grid.h, from.grid.w, to_string(out.shape()), to.grid.h, to.grid.w));
   if (out.dtype() == DType::f32)
     add_rows<float>(out, cache, from, to);
   else

@@ -66,7 +66,7 @@ class CpuBackend final : public Backend {
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override;
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
-  void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
+  void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor subtract(const Tensor& a, const Tensor& b, DType out) override;

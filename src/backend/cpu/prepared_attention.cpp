@@ -29,7 +29,7 @@ void check_range(const char* name, std::int64_t value, std::int64_t low, std::in
   if (value < low || value > high) refuse(fmt::format("{} is {}; allowed: {} to {}", name, value, low, high));
 }
 
-void check(const ScaleSchedule& schedule, int scale, int layer, const AttentionShape& shape) {
+void check(const ScaleSchedule& schedule, int scale, int layer) {
   check_range("number of scales", static_cast<std::int64_t>(schedule.size()), 1, kMaxScales);
   check_range("scale", scale, 0, static_cast<std::int64_t>(schedule.size()) - 1);
   check_range("layer", layer, 0, 4096);
@@ -40,6 +40,9 @@ void check(const ScaleSchedule& schedule, int scale, int layer, const AttentionS
     tokens += static_cast<std::int64_t>(grid.h) * grid.w;
   }
   check_range("number of tokens", tokens, 1, 1 << 30);
+}
+
+void check(const AttentionShape& shape) {
   check_range("batch", shape.batch, 1, kMaxHeads);
   check_range("heads", shape.heads, 1, kMaxHeads / shape.batch);
   check_range("head_dim", shape.head_dim, 1, kMaxHeadDim);
@@ -92,6 +95,8 @@ struct PreparedAttention::Impl {
     return static_cast<std::size_t>(shape.threads) * kAttentionScratchBytes + kAlignment;
   }
   AttendTask task(const AttentionBuffers& buffers, std::int64_t job) const;
+  void take(const AttentionShape& shape);
+  void finish();
   void run(const AttentionBuffers& buffers, std::byte* scratch) const;
 };
 
@@ -134,16 +139,52 @@ void PreparedAttention::Impl::run(const AttentionBuffers& buffers, std::byte* sc
     attend(task(buffers, job), scratch + static_cast<std::size_t>(omp_get_thread_num()) * kAttentionScratchBytes);
 }
 
+void PreparedAttention::Impl::take(const AttentionShape& wanted) {
+  check(wanted);
+  shape = wanted;
+  if (shape.threads == 0) shape.threads = omp_get_num_procs();
+  if (shape.scale == 0.0F) shape.scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
+}
+
+/// What follows from tiles, lists and keys.
+void PreparedAttention::Impl::finish() {
+  share = sparvar::share_of_pairs(tiles, lists, keys);
+  pieces = pieces_of(tiles);
+  workspace.resize(workspace_bytes());
+  // OpenMP makes its threads at their first use: here, so that run() does not.
+#pragma omp parallel num_threads(shape.threads)
+  {}
+}
+
+PreparedAttention::PreparedAttention(const QueryTiles& tiles, const KeyLists& lists, int keys,
+                                     const AttentionShape& shape)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->take(shape);
+  require_sound(tiles, lists);
+  if (lists.lists != 1) refuse(fmt::format("{} lists a tile: one, for all heads, is taken here", lists.lists));
+  std::vector<char> seen(tiles.rows.size());
+  for (const std::int32_t row : tiles.rows) {
+    if (row >= static_cast<std::int32_t>(seen.size()) || seen[row] != 0)
+      refuse(fmt::format("tiles of {} queries: query {} is {}", seen.size(), row,
+                         row < static_cast<std::int32_t>(seen.size()) ? "there twice" : "not one of them"));
+    seen[row] = 1;
+  }
+  for (const KeyRun& run : lists.runs)
+    if (run.begin + run.count > keys) refuse(fmt::format("a list reads key {} of {}", run.begin + run.count - 1, keys));
+  impl_->keys = keys;
+  impl_->tiles = tiles;
+  impl_->lists = lists;
+  impl_->finish();
+}
+
 PreparedAttention::PreparedAttention(const AttentionPlan& plan, const ScaleSchedule& schedule, int scale, int layer,
                                      const AttentionShape& shape)
     : impl_(std::make_unique<Impl>()) {
-  check(schedule, scale, layer, shape);
+  check(schedule, scale, layer);
+  impl_->take(shape);
   plan.validate();
   if (plan.pruning)
     refuse(fmt::format("plan {} prunes tokens: which ones run depends on the picture", printable(plan.name)));
-  impl_->shape = shape;
-  if (shape.threads == 0) impl_->shape.threads = omp_get_num_procs();
-  if (shape.scale == 0.0F) impl_->shape.scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
   impl_->keys = first_keys(schedule, scale).back();
 
   const AttentionMethod& method = plan.method(layer, scale);
@@ -157,12 +198,7 @@ PreparedAttention::PreparedAttention(const AttentionPlan& plan, const ScaleSched
     refuse(fmt::format("plan {}: {} at layer {}, scale {} chooses its keys while it runs; here only dense and csla run",
                        printable(plan.name), name_of(method), layer, scale));
   }
-  impl_->share = sparvar::share_of_pairs(impl_->tiles, impl_->lists, impl_->keys);
-  impl_->pieces = pieces_of(impl_->tiles);
-  impl_->workspace.resize(impl_->workspace_bytes());
-  // OpenMP makes its threads at their first use: here, so that run() does not.
-#pragma omp parallel num_threads(impl_->shape.threads)
-  {}
+  impl_->finish();
 }
 
 PreparedAttention::PreparedAttention(PreparedAttention&&) noexcept = default;

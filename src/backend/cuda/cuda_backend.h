@@ -54,6 +54,8 @@ class CudaBackend final : public Backend {
   void reserve(const std::function<void()>& bodies) override;
   MemoryUse memory_use() const override;
   int recordings() const override { return recordings_; }
+  std::int64_t working_bytes(const std::function<void()>& body) override;
+  void run_on(void* stream, void* memory, std::int64_t bytes, const std::function<void()>& body) override;
   std::vector<ProductTime> product_times() const override;
   int length_step() const override { return 64; }
   DType product_type() const override { return compute_; }
@@ -99,13 +101,13 @@ class CudaBackend final : public Backend {
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override;
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
   void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
-                               const Tensor& cache, Grid from, Grid to) override;
+                               const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
   Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
   Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
                            int keys, const std::vector<int>& counts) override;
   Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
-  void add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) override;
+  void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
@@ -150,6 +152,7 @@ class CudaBackend final : public Backend {
   Cudnn* cudnn();  // null where it cannot be loaded
   void* workspace() const { return workspace_.get(); }
   void select_device() const;
+  std::shared_ptr<Pool> planned(const std::function<void()>& bodies);
 
   DType compute_;
   bool fp8_;

@@ -288,6 +288,13 @@ std::unique_ptr<Cudnn> Cudnn::load(cudaStream_t stream, std::string& why) {
 
 std::string Cudnn::version() const { return fe::detail::get_backend_version_string(); }
 
+void Cudnn::use(cudaStream_t stream) {
+  if (stream == state_->stream) return;
+  if (fe::detail::set_stream(state_->handle, stream) != CUDNN_STATUS_SUCCESS)
+    throw Error(ErrorKind::system, "cuDNN cannot change to another stream");
+  state_->stream = stream;
+}
+
 bool Cudnn::supports_convolution(const ConvolutionShape& shape) {
   return about(shape, [&] { return state_->plan(shape).usable(); });
 }

@@ -45,6 +45,8 @@ class Cudnn {
   Cudnn& operator=(const Cudnn&) = delete;
   ~Cudnn();
   std::string version() const;  // "9.1.0"
+  /// Calls go to this stream from now on.
+  void use(cudaStream_t stream);
 
   /// Does cuDNN have a plan? All other calls throw Error(system) where it has none.
   bool supports_convolution(const ConvolutionShape& shape);

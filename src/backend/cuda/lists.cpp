@@ -172,10 +172,15 @@ void refuse_plan(const std::string& why) { throw Error(ErrorKind::usage, "attent
 }  // namespace
 
 /// Kept beside the weights: a program that is recorded reads it whenever it runs. Copied in a dry run too, as what is
-/// made then is used later.
+/// made then is used later. In the order of the stream, since kernels of lists that are gone may still read this
+/// memory; not while a program is recorded, of which it would become a part.
 Tensor CudaBackend::kept(const void* values, DType type, std::int64_t count) {
   Tensor out = weight_memory(type, {count});
   if (planning_ || count == 0) return out;
+  if (!recording_) {
+    check(cudaMemcpyAsync(out.raw(), values, out.bytes(), cudaMemcpyHostToDevice, stream_), "lists of keys");
+    return out;
+  }
   const Relaxed relaxed;
   check(cudaMemcpy(out.raw(), values, out.bytes(), cudaMemcpyHostToDevice), "lists of keys");
   return out;
@@ -288,15 +293,17 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
 }
 
 void CudaBackend::attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice,
-                                          Tensor& pairs, const Tensor& cache, Grid from, Grid to) {
-  check_resize(args.out, cache, from, to);
-  // The kernel adds to what it writes: to all tokens, then.
+                                          Tensor& pairs, const Tensor& cache, const TokenMap& from,
+                                          const TokenMap& to) {
+  check_resize(args.out, cache, from.grid, to.grid);
+  // The kernel adds to what it writes: to all tokens, then, which lie row by row.
   const DeviceTiles& tiles = dynamic_cast<const CudaRecipe&>(recipe).tiles;
-  const bool all = tiles.queries == to.tokens() && tiles.rows.size() == to.tokens();
-  if (older_.epilogue || !all || !hopper_ || args.q.dtype() != DType::bf16 || cache.dtype() != DType::bf16 ||
-      !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) || cache.size() / cache.dim(0) >= (1LL << 31))
+  const bool all = tiles.queries == to.grid.tokens() && tiles.rows.size() == to.grid.tokens();
+  if (older_.epilogue || !all || !from.by_rows() || !to.by_rows() || !hopper_ || args.q.dtype() != DType::bf16 ||
+      cache.dtype() != DType::bf16 || !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) ||
+      cache.size() / cache.dim(0) >= (1LL << 31))
     return Backend::attention_with_residual(args, recipe, choice, pairs, cache, from, to);
-  follow_recipe(args, recipe, choice, pairs, {.cache = cache.raw(), .from = from, .to = to});
+  follow_recipe(args, recipe, choice, pairs, {.cache = cache.raw(), .from = from.grid, .to = to.grid});
 }
 
 void CudaBackend::follow_recipe(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
@@ -516,8 +523,8 @@ Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std
   return choice;
 }
 
-void CudaBackend::add_resized(Tensor& out, const Tensor& cache, Grid from, Grid to) {
-  check_resize(out, cache, from, to);
+void CudaBackend::add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) {
+  check_resize(out, cache, from.grid, to.grid);
   if (computes())
     cuda::add_resized(out.raw(), out.dtype(), cache.raw(), cache.dtype(), static_cast<int>(out.dim(0)),
                       out.size() / (out.dim(0) * out.dim(1)), from, to, stream_);

@@ -24,8 +24,17 @@ std::shared_ptr<Pool> Pool::planning() {
   return pool;
 }
 
+std::shared_ptr<Pool> Pool::over(void* memory, std::size_t bytes) {
+  std::shared_ptr<Pool> pool(new Pool(false, 0));
+  pool->borrowed_ = pool->fixed_ = true;
+  Chunk chunk{.base = reinterpret_cast<std::uintptr_t>(memory), .size = bytes, .free = {}};
+  if (bytes > 0) chunk.free.emplace(chunk.base, bytes);
+  pool->chunks_.push_back(std::move(chunk));
+  return pool;
+}
+
 Pool::~Pool() {
-  if (planning_) return;
+  if (planning_ || borrowed_) return;
   for (const Chunk& chunk : chunks_) (void)cudaFree(reinterpret_cast<void*>(chunk.base));  // NOLINT
 }
 

@@ -16,6 +16,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   /// `first_chunk` bytes are taken at once (0: none); more chunks of at least `step` bytes follow when they are needed.
   static std::shared_ptr<Pool> on_device(std::size_t first_chunk, std::size_t step);
   static std::shared_ptr<Pool> planning();
+  /// Over memory of somebody else, which it neither takes nor gives back: 256-byte aligned, and never more of it.
+  static std::shared_ptr<Pool> over(void* memory, std::size_t bytes);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
   ~Pool();
@@ -42,6 +44,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void give(std::uintptr_t block, std::size_t bytes);
 
   bool planning_;
+  bool borrowed_ = false;
   bool fixed_ = false;
   std::size_t step_;
   std::vector<Chunk> chunks_;

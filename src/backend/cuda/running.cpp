@@ -95,7 +95,8 @@ CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<Cu
       hopper_(options.hopper),
       older_(options.older),
       dry_(options.planning),
-      cublas_(std::move(cublas)) {
+      cublas_(std::move(cublas)),
+      why_no_cudnn_(options.cudnn ? "" : "not asked for") {
   if (planning_) {
     weights_ = Pool::planning();
     working_ = Pool::planning();
@@ -135,8 +136,8 @@ ProgramPtr CudaBackend::program(std::function<void()> body) {
 
 MarkPtr CudaBackend::mark() { return std::make_unique<CudaMark>(stream_); }
 
-void CudaBackend::reserve(const std::function<void()>& bodies) {
-  if (!planning_) uploader_.finish();
+/// The pool of a run of `bodies` that computes nothing.
+std::shared_ptr<Pool> CudaBackend::planned(const std::function<void()>& bodies) {
   const bool was_dry = dry_;
   const std::shared_ptr<Pool> before = working_;
   working_ = Pool::planning();
@@ -151,6 +152,12 @@ void CudaBackend::reserve(const std::function<void()>& bodies) {
   }
   dry_ = was_dry;
   working_ = before;
+  return plan;
+}
+
+void CudaBackend::reserve(const std::function<void()>& bodies) {
+  if (!planning_) uploader_.finish();
+  const std::shared_ptr<Pool> plan = planned(bodies);
   planned_working_ = static_cast<std::int64_t>(plan->peak());
   if (planning_) return;
   // A pool of its own for what comes now: what its programs use as scratch must not be handed to anybody else. The one
@@ -163,6 +170,41 @@ void CudaBackend::reserve(const std::function<void()>& bodies) {
     gemms_->tune(scratch.get(), gemms_->scratch_wanted(), workspace());
   }
   check(cudaStreamSynchronize(stream_), "making room");
+}
+
+std::int64_t CudaBackend::working_bytes(const std::function<void()>& body) {
+  int current = 0;
+  check(cudaGetDevice(&current), "asking for the device");
+  select_device();
+  const std::shared_ptr<Pool> plan = planned(body);
+  check(cudaSetDevice(current), "choosing the device");
+  return static_cast<std::int64_t>(plan->peak());
+}
+
+void CudaBackend::run_on(void* stream, void* memory, std::int64_t bytes, const std::function<void()>& body) {
+  int current = 0;
+  check(cudaGetDevice(&current), "asking for the device");
+  if (current != gpu_.index) select_device();
+  const cudaStream_t own = stream_;
+  const std::shared_ptr<Pool> before = working_;
+  const auto use = [this](cudaStream_t on) {
+    stream_ = on;
+    if (cudnn_) cudnn_->use(on);
+  };
+  const auto restore = [&] {
+    use(own);
+    working_ = before;
+    if (current != gpu_.index) (void)cudaSetDevice(current);
+  };
+  try {
+    use(static_cast<cudaStream_t>(stream));
+    working_ = Pool::over(memory, static_cast<std::size_t>(bytes));
+    body();
+  } catch (...) {
+    restore();
+    throw;
+  }
+  restore();
 }
 
 MemoryUse CudaBackend::memory_use() const {

@@ -29,6 +29,19 @@ int cached_tokens(const ScaleSchedule& schedule, int end) {
   return tokens;
 }
 
+/// The rows `order` of x [n, ...], on the host; all where it is empty.
+Tensor rows_in_order(const Tensor& x, const std::vector<std::int32_t>& order) {
+  if (order.empty()) return x;
+  const Tensor flat = x.reshaped({1, x.dim(0), x.size() / x.dim(0)});
+  return rows_taken(flat, order).reshaped(x.shape());
+}
+
+/// Tokens of x [B, n, C] in another order, as f32; x where it is empty.
+Tensor tokens_in_order(Backend& backend, const Tensor& x, const std::vector<std::int32_t>& order) {
+  if (order.empty()) return x;
+  return backend.gather_rows(x.reshaped({x.dim(0), x.dim(1), 1, x.dim(2)}), order).reshaped(x.shape());
+}
+
 /// An observer looks at host memory.
 void show(Backend& backend, const Observer& observe, const std::string& name, const Tensor& value) {
   if (observe) observe(name, backend.download(value));
@@ -93,11 +106,14 @@ Infinity::State Infinity::make_state(const StateShape& shape) {
   const std::int64_t tokens = shape.text_tokens * (shape.guided ? 2 : 1);
   state.text_ = backend_.zeros(DType::f32, {tokens, config_.text_channels});
   state.text_offsets_ = backend_.zeros(DType::i32, {state.rows_ + 1});
-  for (const Grid& grid : schedule)
-    state.rope_.push_back(config_.rope2d_each_sa_layer
-                              ? backend_.upload(rope_table(grid, shape.rope_grid, config_.head_dim(), config_.rope_base,
-                                                           config_.rope2d_normalized_by_hw))
-                              : Tensor());
+  for (const Grid& grid : schedule) {
+    Tensor rope;
+    if (config_.rope2d_each_sa_layer)
+      rope = rows_in_order(
+          rope_table(grid, shape.rope_grid, config_.head_dim(), config_.rope_base, config_.rope2d_normalized_by_hw),
+          tokens_by_place({grid, shape.order}));
+    state.rope_.push_back(rope.defined() ? backend_.upload(rope) : rope);
+  }
   make_caches(state);
   return state;
 }
@@ -231,15 +247,23 @@ Tensor Infinity::embed(State& state, const Scale& scale, const Tensor& words, co
   if (words.shape() != Shape{pictures, n, config_.bits()})
     throw Error(ErrorKind::usage, fmt::format("words of scale {}: expected {}, found {}", scale.index,
                                               to_string({pictures, n, config_.bits()}), to_string(words.shape())));
+  const Tensor ordered = tokens_in_order(backend_, words, tokens_by_place({scale.grid, state.shape_.order}));
   const NormArgs norm{.scale = norm0_weight_,
                       .shift = norm0_bias_,
                       .one_plus = 0,
                       .eps = static_cast<float>(config_.norm_eps),
                       .out = DType::f32};
-  const Tensor normed = config_.nm0 ? backend_.layer_norm(words, norm) : words;
+  const Tensor normed = config_.nm0 ? backend_.layer_norm(ordered, norm) : ordered;
   const Tensor embedded = backend_.linear(normed, *word_embed_, Activation::none, DType::f32);
-  show(backend_, observe, fmt::format("word_embed.s{}", scale.index), embedded);
+  if (observe)
+    show(backend_, observe, fmt::format("word_embed.s{}", scale.index), by_rows(state, scale.index, embedded));
   return scale.rows == pictures ? embedded : backend_.repeat(embedded, 2);
+}
+
+/// Tokens of a scale, of a tensor [B, n, C], row by row again. Those that are left of a pruned scale stay as they are.
+Tensor Infinity::by_rows(const State& state, int scale, const Tensor& x) const {
+  if (x.dim(1) != state.shape_.schedule[scale].tokens()) return x;
+  return tokens_in_order(backend_, x, places_of_tokens({state.shape_.schedule[scale], state.shape_.order}));
 }
 
 bool Infinity::guides_after(int layer) const {
@@ -274,13 +298,13 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
       settle();
       backend_.add_repeated(x, level);
     }
-    if (layer == 0) show(backend_, observe, fmt::format("block_input.s{}", index), x);
+    if (layer == 0 && observe) show(backend_, observe, fmt::format("block_input.s{}", index), by_rows(state, index, x));
     if (layer == 0) prune(state, scale, x);
     run_block(state, scale, layer, x, observe);
     const bool guide = state.shape_.guided_at(index) && guides_after(layer);
     if (guide || observe) settle();
     if (guide) backend_.guide_hidden(x, guidance);
-    show(backend_, observe, fmt::format("hidden.s{}.b{}", index, layer), x);
+    if (observe) show(backend_, observe, fmt::format("hidden.s{}.b{}", index, layer), by_rows(state, index, x));
   }
   settle();
   fill(state, scale, x);
@@ -309,8 +333,8 @@ void Infinity::fill(State& state, const Scale& scale, Tensor& x) {
   const Grid before = state.shape_.schedule[plan.pruning->first_scale - 1];
   const std::int64_t rows = x.dim(0), width = x.dim(2);
   Tensor all = backend_.zeros(DType::f32, {rows, scale.grid.tokens(), 1, width});
-  backend_.add_resized(all, state.output_.rows(0, rows).reshaped({rows, before.tokens(), 1, width}), before,
-                       scale.grid);
+  backend_.add_resized(all, state.output_.rows(0, rows).reshaped({rows, before.tokens(), 1, width}),
+                       {before, state.shape_.order}, {scale.grid, state.shape_.order});
   all = all.reshaped({rows, scale.grid.tokens(), width});
   put_rows(all, scale.kept, x);
   x = std::move(all);
@@ -329,7 +353,8 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
     return y.defined() ? backend_.add_gated_norm(x, y, gate, args) : backend_.layer_norm(x, args);
   };
   const auto leave = [&](const char* part, Tensor y, Tensor gate) {
-    show(backend_, observe, fmt::format("sub.s{}.b{}.{}", scale.index, layer, part), y);
+    if (observe)
+      show(backend_, observe, fmt::format("sub.s{}.b{}.{}", scale.index, layer, part), by_rows(state, scale.index, y));
     scale.pending = std::move(y);
     scale.pending_gate = std::move(gate);
   };
@@ -402,7 +427,7 @@ Tensor Infinity::head(State& state, const Scale& scale, const Tensor& x, const T
                                                               .one_plus = 1.0F,
                                                               .eps = static_cast<float>(config_.norm_eps),
                                                               .out = DType::f32});
-  const Tensor logits = backend_.linear(normed, *head_, Activation::none, DType::f32);
+  const Tensor logits = by_rows(state, scale.index, backend_.linear(normed, *head_, Activation::none, DType::f32));
   show(backend_, observe, fmt::format("logits_cond.s{}", scale.index), logits.rows(0, pictures));
   if (guided) show(backend_, observe, fmt::format("logits_uncond.s{}", scale.index), logits.rows(pictures, rows));
   Tensor result = backend_.guide_logits(logits, pictures, guidance);

@@ -34,6 +34,7 @@ struct StateShape {
   Grid full{};                    // the grid the codes are summed on; 0x0: the last of the schedule
   Grid rope_grid;
   AttentionPlan plan;
+  TokenOrder order{};             // of a scale's tokens between the words that come in and the logits that go out
   std::int64_t text_tokens = 0;   // of all texts, at most
   std::int64_t longest_text = 0;  // of one, at most; 0: not known
   bool operator==(const StateShape&) const = default;
@@ -76,6 +77,7 @@ class Infinity {
   void make_caches(State& state);
   void drop_unconditional_half(State& state, int scale);
   Tensor embed(State& state, const Scale& scale, const Tensor& words, const Observer& observe);
+  Tensor by_rows(const State& state, int scale, const Tensor& x) const;
   void prune(State& state, Scale& scale, Tensor& x) const;
   void fill(State& state, const Scale& scale, Tensor& x);
   void run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe);
@@ -102,14 +104,14 @@ class Infinity::State {
  private:
   friend class Infinity;
   State(Backend& backend, const StateShape& shape, int layers)
-      : shape_(shape), rows_(shape.rows_at(0)), attention_(backend, shape.plan, shape.schedule, layers) {}
+      : shape_(shape), rows_(shape.rows_at(0)), attention_(backend, shape.plan, shape.schedule, layers, shape.order) {}
 
   StateShape shape_;
   int rows_ = 0;  // pictures, or twice that; of scale 0
   AttentionRunner attention_;
   Tensor text_;                  // f32 [text tokens, channels] of all rows: an input
   Tensor text_offsets_;          // I32 [rows + 1]: an input
-  std::vector<Tensor> rope_;     // per scale: f32 [n, D/2, 2]
+  std::vector<Tensor> rope_;     // per scale: f32 [n, D/2, 2], in the order of the tokens
   Tensor condition_;             // f32 [rows, C] (cond_BD)
   std::vector<Tensor> text_kv_;  // per layer: [total, 2, H, D], compute type
   std::vector<Tensor> ada_;      // per layer: gamma1, gamma2, scale1, scale2, shift1, shift2, f32 [6, rows, C]

@@ -36,7 +36,9 @@ struct AddedRow {
   __device__ AddedRow(const ListAttention& a, int batch, int head, int query, int dim)
       : cache(static_cast<const bf16*>(a.residual.cache)), at(), weight() {
     if (cache == nullptr) return;
-    const Corners corners(query, a.residual.from, a.residual.to);
+    const Grid from = a.residual.from, to = a.residual.to;
+    const Corners corners(static_cast<int>(query / to.w), static_cast<int>(query % to.w), from, to,
+                          [from](int row, int column) { return row * from.w + column; });
     cache += std::int64_t{batch} * a.residual.from.h * a.residual.from.w * a.heads * dim;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "attention/token_order.h"
 #include "core/tensor.h"
 #include "sparvar/schedule.h"
 
@@ -302,10 +303,10 @@ void minus_rows(const void* x, const void* of, DType type, int batch, int n, std
 /// out [heads, rows, D] = rows of x [heads, n, D], both of `type`.
 void gather_head_rows(const void* x, DType type, std::int64_t heads, int n, int dim, const std::int32_t* rows,
                       int count, void* out, cudaStream_t stream);
-/// out [B, to.tokens, width] of `type` += bilinear resize (align_corners = false) of cache [B, from.tokens, width] of
-/// cache_type.
-void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width, Grid from,
-                 Grid to, cudaStream_t stream);
+/// out [B, tokens of `to`, width] of `type` += bilinear resize (align_corners = false) of cache [B, tokens of `from`,
+/// width] of cache_type.
+void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width,
+                 const TokenMap& from, const TokenMap& to, cudaStream_t stream);
 /// statistics [count, 2] = (log of the sum of exponentials, 1).
 void spread_log_sums(const float* log_sums, std::int64_t count, float* statistics, cudaStream_t stream);
 /// Text: q, k, v f32 [T, H, D], bias f32 [H, T, T]; keys >= *length (device) are not seen -> out f32 [T, H, D].

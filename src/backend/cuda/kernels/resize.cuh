@@ -23,13 +23,15 @@ struct Tap {
 struct Corners {
   int token[4];
   float weight[4];
-  __device__ Corners(int place, Grid from, Grid to) {
-    const Tap y(place / to.w, from.h, to.h);
-    const Tap x(place % to.w, from.w, to.w);
-    token[0] = y.low * from.w + x.low;
-    token[1] = y.low * from.w + x.high;
-    token[2] = y.high * from.w + x.low;
-    token[3] = y.high * from.w + x.high;
+  /// `place(row, column)`: where tokens of `from` lie.
+  template <typename Place>
+  __device__ Corners(int row, int column, Grid from, Grid to, Place place) {
+    const Tap y(row, from.h, to.h);
+    const Tap x(column, from.w, to.w);
+    token[0] = place(y.low, x.low);
+    token[1] = place(y.low, x.high);
+    token[2] = place(y.high, x.low);
+    token[3] = place(y.high, x.high);
     weight[3] = y.weight * x.weight;
     weight[2] = y.weight - weight[3];
     weight[1] = x.weight - weight[3];

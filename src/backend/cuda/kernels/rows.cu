@@ -49,19 +49,23 @@ unsigned some_blocks(std::int64_t count) { return std::min(blocks_for(count, kTh
 
 /// kCount channels to a thread, a token to blockIdx.y, a picture to blockIdx.z.
 template <typename T, typename Cache, int kCount>
-__global__ void __launch_bounds__(kThreads) resize(T* out, const Cache* cache, int vectors, Grid from, Grid to) {
+__global__ void __launch_bounds__(kThreads)
+    resize(T* out, const Cache* cache, int vectors, TokenMap from, TokenMap to) {
   let_next_start();
   wait_for_earlier();
   const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (i >= vectors) return;
   const auto token = static_cast<int>(blockIdx.y);
-  const Corners corners(token, from, to);
+  const int row = token / to.grid.w, column = token % to.grid.w;
+  const Corners corners(row, column, from.grid, to.grid, [&](int up, int across) { return from.place(up, across); });
   using V = Some<T, kCount>;
   using C = Some<Cache, kCount>;
-  const auto* const map = reinterpret_cast<const C*>(cache) + std::int64_t{blockIdx.z} * from.h * from.w * vectors + i;
+  const auto* const map =
+      reinterpret_cast<const C*>(cache) + std::int64_t{blockIdx.z} * from.grid.h * from.grid.w * vectors + i;
   const auto at = [&](int corner) { return map[std::int64_t{corners.token[corner]} * vectors]; };
   const C a = at(0), b = at(1), c = at(2), d = at(3);
-  V* const target = reinterpret_cast<V*>(out) + (std::int64_t{blockIdx.z} * to.h * to.w + token) * vectors + i;
+  V* const target = reinterpret_cast<V*>(out) +
+                    (std::int64_t{blockIdx.z} * to.grid.h * to.grid.w + to.place(row, column)) * vectors + i;
   V sum = *target;
 #pragma unroll
   for (int j = 0; j < kCount; ++j)
@@ -120,9 +124,10 @@ __global__ void __launch_bounds__(kThreads) spread(const float* log_sums, std::i
 }
 
 template <typename T, typename Cache, int kCount>
-void launch_resize(T* out, const Cache* cache, int batch, std::int64_t width, Grid from, Grid to, cudaStream_t stream) {
+void launch_resize(T* out, const Cache* cache, int batch, std::int64_t width, const TokenMap& from, const TokenMap& to,
+                   cudaStream_t stream) {
   const int vectors = static_cast<int>(width / kCount);
-  const dim3 grid(blocks_for(vectors, kThreads), static_cast<unsigned>(to.h * to.w), static_cast<unsigned>(batch));
+  const dim3 grid(blocks_for(vectors, kThreads), static_cast<unsigned>(to.grid.tokens()), static_cast<unsigned>(batch));
   launch_early(resize<T, Cache, kCount>, grid, kThreads, 0, stream, 1, out, cache, vectors, from, to);
 }
 
@@ -173,10 +178,10 @@ void minus_rows(const void* x, const void* of, DType type, int batch, int n, std
   check_launch("subtract rows");
 }
 
-void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width, Grid from,
-                 Grid to, cudaStream_t stream) {
+void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width,
+                 const TokenMap& from, const TokenMap& to, cudaStream_t stream) {
   if (batch <= 0 || width <= 0) return;
-  if (to.h * to.w > 65535 || batch > 65535)
+  if (to.grid.tokens() > 65535 || batch > 65535)
     throw Error(ErrorKind::usage, "maps are resized on a GPU to 65535 tokens at most");
   with_type(type, [&](auto first) {
     with_type(cache_type, [&](auto second) {

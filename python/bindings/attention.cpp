@@ -1,0 +1,301 @@
+// Attention on the caller's tensors: by lists that are known beforehand (any strides, CPU), and by a whole plan.
+#include "sparvar/attention.h"
+
+#include <fmt/format.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <omp.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <variant>
+
+#include "array.h"
+#include "attention/cs4a.h"
+#include "backend/backend.h"
+#include "lists.h"
+#include "models/attention_runner.h"
+
+namespace sparvar::python {
+namespace {
+
+using In = nb::ndarray<nb::ro>;
+using Out = nb::ndarray<>;
+
+/// Working memory of the calling thread: calls from several threads at once do not meet.
+std::span<std::byte> thread_workspace(std::size_t bytes) {
+  thread_local std::vector<std::byte> memory;
+  if (memory.size() < bytes) memory.resize(bytes);
+  return memory;
+}
+
+/// Lists on the CPU, for one shape of batch, heads and channels. Any strides.
+class ListKernel {
+ public:
+  ListKernel(std::shared_ptr<const Lists> lists, int batch, int heads, int head_dim, bool bf16, float scale,
+             int threads)
+      : lists_(std::move(lists)),
+        batch_(batch),
+        heads_(heads),
+        head_dim_(head_dim),
+        prepared_(lists_->tiles, lists_->lists, lists_->keys,
+                  {.batch = batch,
+                   .heads = heads,
+                   .head_dim = head_dim,
+                   .precision = bf16 ? Precision::bf16 : Precision::f32,
+                   .scale = scale,
+                   .threads = threads > 0 ? threads : omp_get_max_threads()}) {}
+
+  void run(const In& q_, const In& k_, const In& v_, const Out& out_, bool words) const {
+    const Array4 q = array4("q", q_, words), k = array4("k", k_, words), v = array4("v", v_, words),
+                 out = array4("out", out_, words);
+    require_fit(q, k, v, out, lists_->queries(), lists_->keys);
+    if (q.on_gpu || q.shape[0] != batch_ || q.shape[1] != heads_ || q.shape[3] != head_dim_)
+      throw Error(ErrorKind::usage, fmt::format("attention: q {} is not of the shape that was prepared", q.text()));
+    const nb::gil_scoped_release released;
+    prepared_.run({.q = q.data,
+                   .k = k.data,
+                   .v = v.data,
+                   .out = out.data,
+                   .q_strides = q.attention_strides(),
+                   .k_strides = k.attention_strides(),
+                   .v_strides = v.attention_strides(),
+                   .out_strides = out.attention_strides()},
+                  thread_workspace(prepared_.workspace_bytes()));
+  }
+
+ private:
+  std::shared_ptr<const Lists> lists_;
+  int batch_, heads_, head_dim_;
+  PreparedAttention prepared_;
+};
+
+/// What a call is told besides its arrays.
+struct Call {
+  int layer = 0;
+  int scale = 0;
+  float logit_scale = 1;
+  std::uintptr_t stream = 0;     // of CUDA
+  std::shared_ptr<Lists> lists;  // instead of the plan
+};
+
+/// A plan on one device. Arrays are packed, k and v may be the first rows of a larger cache. One call at a time: others
+/// wait.
+class PlanKernel {
+ public:
+  PlanKernel(const AttentionPlan& plan, const Grids& grids, const std::string& device, bool bf16)
+      : plan_(plan), schedule_(schedule_of(grids)), dtype_(bf16 ? DType::bf16 : DType::f32) {
+    plan_.validate();
+    if (plan_.pruning)
+      throw Error(ErrorKind::usage, fmt::format("plan {} prunes tokens: which ones run depends on the picture; it is "
+                                                "for sparvar.Pipeline alone",
+                                                plan_.name));
+    if (device == "cpu") {
+      backend_ = make_cpu_backend({.compute = dtype_, .threads = 0});
+    } else {
+      std::string why;
+      const int index = std::stoi(device.substr(device.find(':') + 1));
+      backend_ = make_cuda_backend({.compute = dtype_, .device = index}, why);
+      if (!backend_) throw Error(ErrorKind::system, fmt::format("device {}: {}", device, why));
+      gpu_ = index;
+    }
+    constexpr int kLayers = 4097;  // a plan's rules go up to layer 4096
+    runner_ = std::make_unique<AttentionRunner>(*backend_, plan_, schedule_, kLayers);
+    for (int k = 0, keys = 0; k < static_cast<int>(schedule_.size()); ++k)
+      keys_.push_back(keys += schedule_[k].tokens());
+  }
+
+  /// Shapes of what a cs4a rule carries from its decision scale: choice (B * H, groups, keys), residual (B, n_S, H, D)
+  /// or nothing.
+  nb::tuple carried_shapes(int layer, int scale, int batch, int heads, int head_dim) const {
+    const auto* cs4a = std::get_if<Cs4aAttention>(&plan_.method(layer, scale));
+    if (cs4a == nullptr) throw Error(ErrorKind::usage, fmt::format("layer {}, scale {} is not cs4a", layer, scale));
+    check_scale(cs4a->decision_scale);
+    const Grid grid = schedule_[cs4a->decision_scale];
+    nb::object residual = nb::none();
+    if (cs4a->residual) residual = nb::make_tuple(batch, grid.tokens(), heads, head_dim);
+    return nb::make_tuple(nb::make_tuple(batch * heads, group_tiles(grid, cs4a->group).count(),
+                                         counts_to_choose(*cs4a, schedule_).front()),
+                          residual);
+  }
+
+  /// Bytes of working memory of a call with such arrays; 0 on the CPU.
+  std::int64_t working_bytes(const Call& call, const In& q, const In& k, const In& v, const Out& out, bool words,
+                             const std::optional<In>& choice, const std::optional<In>& residual) {
+    AttentionArgs args = args_of(call, q, k, v, out, words);
+    CarriedKeys carried = carried_of(choice, residual);
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    return backend_->working_bytes([&] { attend(call, args, carried); });
+  }
+
+  /// Fills out. At a cs4a rule's decision scale choice and residual are written, above it they are read.
+  void run(const Call& call, const In& q, const In& k, const In& v, const Out& out, bool words,
+           const std::optional<In>& choice, const std::optional<In>& residual, std::uintptr_t memory,
+           std::int64_t bytes) {
+    AttentionArgs args = args_of(call, q, k, v, out, words);
+    CarriedKeys carried = carried_of(choice, residual);
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    backend_->run_on(reinterpret_cast<void*>(call.stream), reinterpret_cast<void*>(memory), bytes,
+                     [&] { attend(call, args, carried); });
+  }
+
+ private:
+  void check_scale(int scale) const {
+    if (scale < 0 || scale >= static_cast<int>(schedule_.size()))
+      throw Error(ErrorKind::usage, fmt::format("scale {}: the schedule has 0 to {}", scale, schedule_.size() - 1));
+  }
+
+  AttentionArgs args_of(const Call& call, const In& q, const In& k, const In& v, const Out& out, bool words) const {
+    if (call.lists) return checked_args(call, q, k, v, out, words, call.lists->queries(), call.lists->keys);
+    check_scale(call.scale);
+    if (call.layer < 0 || call.layer > 4096)
+      throw Error(ErrorKind::usage, fmt::format("layer {}: expected 0 to 4096", call.layer));
+    return checked_args(call, q, k, v, out, words, schedule_[call.scale].tokens(), keys_[call.scale]);
+  }
+
+  AttentionArgs checked_args(const Call& call, const In& q_, const In& k_, const In& v_, const Out& out_, bool words,
+                             std::int64_t queries, std::int64_t keys) const {
+    const Array4 q = array4("q", q_, words), k = array4("k", k_, words), v = array4("v", v_, words);
+    Array4 out = array4("out", out_, words);
+    require_fit(q, k, v, out, queries, keys);
+    if (q.dtype != dtype_ || (q.on_gpu ? q.device : -1) != gpu_)
+      throw Error(ErrorKind::usage, fmt::format("attention: q {} is not what was prepared", q.text()));
+    // (B, H, n, D) lies in memory as [B, n, H, D]: what a model's next layer reads.
+    std::swap(out.shape[1], out.shape[2]);
+    std::swap(out.strides[1], out.strides[2]);
+    const std::int64_t heads = q.shape[1];
+    AttentionArgs args;
+    args.q = q.tensor();
+    args.k = k.cache(heads);
+    args.v = v.cache(heads);
+    args.out = out.tensor();
+    if (args.k.shape() != args.v.shape())
+      throw Error(ErrorKind::usage,
+                  "attention: k and v are parts of caches of different capacities; make them "
+                  "contiguous");
+    args.scale = call.logit_scale;
+    return args;
+  }
+
+  static Tensor carried_tensor(const char* name, const std::optional<In>& array, std::size_t dimensions) {
+    if (!array || array->size() == 0) return {};
+    if (array->ndim() != dimensions)
+      throw Error(ErrorKind::usage,
+                  fmt::format("attention: {}: expected {} dimensions, found {}", name, dimensions, array->ndim()));
+    Shape shape;
+    std::int64_t packed = 1;
+    for (std::size_t axis = 0; axis < dimensions; ++axis) shape.push_back(array->shape(axis));
+    for (std::size_t axis = dimensions; axis-- > 0; packed *= shape[axis])
+      if (shape[axis] != 1 && array->stride(axis) != packed)
+        throw Error(ErrorKind::usage, fmt::format("attention: {} is not contiguous", name));
+    const auto type = array->dtype();
+    DType dtype = DType::i32;
+    if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float)) dtype = DType::f32;
+    if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat)) dtype = DType::bf16;
+    return {const_cast<void*>(array->data()), dtype, std::move(shape), nullptr,
+            array->device_type() == nb::device::cuda::value ? Place::device : Place::host};
+  }
+
+  static CarriedKeys carried_of(const std::optional<In>& choice, const std::optional<In>& residual) {
+    return {.choice = carried_tensor("choice", choice, 3), .residual = carried_tensor("residual", residual, 4)};
+  }
+
+  void attend(const Call& call, AttentionArgs args, CarriedKeys& carried) {
+    if (call.lists) {
+      AttentionListsPtr& known = prepared_[call.lists];
+      if (!known) known = backend_->prepare_lists(call.lists->tiles, call.lists->lists);
+      return backend_->attention(args, *known);
+    }
+    const auto* cs4a = std::get_if<Cs4aAttention>(&plan_.method(call.layer, call.scale));
+    const bool reads = cs4a != nullptr && call.scale > cs4a->decision_scale;
+    const bool writes = cs4a != nullptr && call.scale == cs4a->decision_scale;
+    if ((reads || writes) && !carried.choice.defined())
+      throw Error(ErrorKind::usage, "attention: cs4a needs what was chosen at its decision scale");
+    if (reads) require_carried(call, *cs4a, args, carried);
+    runner_->start(call.scale);
+    if (reads) runner_->carry(call.layer, carried);
+    struct Release {
+      AttentionRunner& runner;
+      ~Release() { runner.release(); }
+    } const release{*runner_};
+    runner_->run(call.layer, call.scale, args);
+    if (!writes) return;
+    const CarriedKeys made = runner_->carried(call.layer);
+    backend_->write(carried.choice, made.choice);
+    if (made.residual.defined()) backend_->write(carried.residual, made.residual);
+  }
+
+  /// What is followed blindly by the kernels is checked: sizes, and on the CPU every key.
+  void require_carried(const Call& call, const Cs4aAttention& method, const AttentionArgs& args,
+                       const CarriedKeys& carried) const {
+    const Grid grid = schedule_[method.decision_scale];
+    const std::int64_t heads = args.q.dim(1);
+    const bool fits = carried.choice.dtype() == DType::i32 && carried.choice.dim(0) >= args.q.dim(0) * heads &&
+                      carried.choice.dim(1) == group_tiles(grid, method.group).count() &&
+                      carried.choice.dim(2) == counts_to_choose(method, schedule_).front();
+    const bool residual_fits = !carried.residual.defined() ||
+                               (carried.residual.dim(0) >= args.q.dim(0) && carried.residual.dim(1) == grid.tokens() &&
+                                carried.residual.dim(2) == heads && carried.residual.dim(3) == args.q.dim(3));
+    if (!fits || !residual_fits || carried.residual.defined() != method.residual)
+      throw Error(ErrorKind::usage,
+                  fmt::format("attention: what is carried does not belong to layer {} of plan {} with q {}", call.layer,
+                              plan_.name, to_string(args.q.shape())));
+    if (carried.choice.place() == Place::device) return;
+    const auto* keys = carried.choice.data<std::int32_t>();
+    for (std::int64_t i = 0; i < carried.choice.size(); ++i)
+      if (keys[i] < 0 || keys[i] >= keys_[method.decision_scale])
+        throw Error(ErrorKind::usage,
+                    fmt::format("attention: a carried key {} of {}", keys[i], keys_[method.decision_scale]));
+  }
+
+  AttentionPlan plan_;
+  ScaleSchedule schedule_;
+  DType dtype_;
+  int gpu_ = -1;
+  std::vector<int> keys_;
+  std::mutex mutex_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<AttentionRunner> runner_;
+  std::map<std::shared_ptr<Lists>, AttentionListsPtr> prepared_;
+};
+
+}  // namespace
+
+void bind_attention(nb::module_& m) {
+  nb::class_<ListKernel>(m, "ListKernel", "Attention by lists on the CPU, for one shape.")
+      .def(
+          "__init__",
+          [](ListKernel* self, const std::shared_ptr<Lists>& lists, int batch, int heads, int head_dim, bool bf16,
+             float scale, int threads) { new (self) ListKernel(lists, batch, heads, head_dim, bf16, scale, threads); },
+          nb::arg("lists"), nb::arg("batch"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("bf16"), nb::arg("scale"),
+          nb::arg("threads"))
+      .def("run", &ListKernel::run, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("words"));
+  nb::class_<Call>(m, "Call", "Which attention: layer, scale, factor of the logits, CUDA stream.")
+      .def(
+          "__init__",
+          [](Call* self, int layer, int scale, float logit_scale, std::uintptr_t stream, std::shared_ptr<Lists> lists) {
+            new (self) Call{layer, scale, logit_scale, stream, std::move(lists)};
+          },
+          nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"), nb::arg("stream") = 0,
+          nb::arg("lists").none() = nb::none());
+  nb::class_<PlanKernel>(m, "PlanKernel", "Attention by a plan on one device.")
+      .def(
+          "__init__",
+          [](PlanKernel* self, const AttentionPlan& plan, const Grids& schedule, const std::string& device, bool bf16) {
+            new (self) PlanKernel(plan, schedule, device, bf16);
+          },
+          nb::arg("plan"), nb::arg("schedule"), nb::arg("device"), nb::arg("bf16"))
+      .def("carried_shapes", &PlanKernel::carried_shapes, nb::arg("layer"), nb::arg("scale"), nb::arg("batch"),
+           nb::arg("heads"), nb::arg("head_dim"))
+      .def("working_bytes", &PlanKernel::working_bytes, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
+           nb::arg("out"), nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none())
+      .def("run", &PlanKernel::run, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
+           nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none(), nb::arg("memory") = 0,
+           nb::arg("bytes") = 0);
+}
+
+}  // namespace sparvar::python

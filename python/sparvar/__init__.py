@@ -1,0 +1,36 @@
+"""sparvar: pictures from text with visual autoregressive models, and sparse attention that needs no training.
+
+`Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model;
+`plans` makes attention plans. The pages: docs/python.md.
+"""
+
+from . import _engine, plans
+from .attention import AttentionState, attention
+from .errors import Cancelled, Error, InputError, ResourceError, UsageError
+from .lists import Bsr, KeyLists
+from .pipeline import Pipeline, PipelineOutput, ScaleState, ScaleTiming, Seed, Timings
+from .plans import Plan, schedule
+
+__version__ = _engine.version
+
+__all__ = [
+    "AttentionState",
+    "Bsr",
+    "Cancelled",
+    "Error",
+    "InputError",
+    "KeyLists",
+    "Pipeline",
+    "PipelineOutput",
+    "Plan",
+    "ResourceError",
+    "ScaleState",
+    "ScaleTiming",
+    "Seed",
+    "Timings",
+    "UsageError",
+    "__version__",
+    "attention",
+    "plans",
+    "schedule",
+]

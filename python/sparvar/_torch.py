@@ -1,0 +1,244 @@
+"""The attention kernels as PyTorch operators: torch.ops.sparvar.attend, .attend_choosing and .attend_following.
+
+An operator gets tensors and plain values alone, so a plan goes as its text and what cs4a carries as tensors: nothing is
+hidden from `torch.compile`, and all memory is PyTorch's, which keeps a CUDA graph's apart. Outputs lie in memory as
+[batch, tokens, heads, channels].
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from . import _engine
+from .attention import AttentionState, Source, carried_shapes, plan_kernel, run_lists, step_of
+from .errors import UsageError
+from .lists import KeyLists, registered
+from .plans import Plan, from_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ARGS = "Tensor q, Tensor k, Tensor v"
+_WHICH = "str plan, int layer, int scale_index, float scale, int threads"
+# Strides are checked by the kernels: the compiler must not choose others.
+_TAGS = (
+    torch.Tag.pt2_compliant_tag,
+    getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order),
+)
+
+library = torch.library.Library("sparvar", "DEF")
+library.define(f"attend({_ARGS}, {_WHICH}) -> Tensor", tags=_TAGS)
+library.define(f"attend_choosing({_ARGS}, {_WHICH}) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
+library.define(f"attend_following({_ARGS}, Tensor choice, Tensor residual, {_WHICH}) -> Tensor", tags=_TAGS)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: Source,
+    layer: int,
+    scale_index: int,
+    scale: float,
+    state: AttentionState | None,
+    threads: int,
+) -> Tensor:
+    """`sparvar.attention` of tensors. Made of operators, so that `torch.compile` sees through it."""
+    for name, other in (("k", k), ("v", v)):
+        if other.device != q.device:
+            raise UsageError(f"attention: q is on {q.device} and {name} on {other.device}: they must be on one device")
+    if q.device.type not in ("cpu", "cuda", "meta"):
+        raise UsageError(f"attention: q is on {q.device}; kernels are for the CPU and CUDA")
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise UsageError("attention: the kernels have no gradients; call within torch.no_grad(), or detach q, k and v")
+    step = step_of(plan, layer, scale_index, state)
+    on_gpu = q.device.type == "cuda"
+    if (
+        on_gpu and isinstance(plan, Plan) and plan.method(layer, scale_index) == "dense"
+    ):  # PyTorch's own is at home there
+        _require_keys(q, k, v, plan, scale_index)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    which = (plan.key, layer, scale_index, scale, threads)
+    if step in ("lists", "probe"):
+        return cast("Tensor", torch.ops.sparvar.attend(q, k, v, *which))
+    carrying = cast("AttentionState", state)
+    if step == "choose":
+        out, choice, residual = torch.ops.sparvar.attend_choosing(q, k, v, *which)
+        carrying.layers[layer] = (choice, residual)
+        return cast("Tensor", out)
+    return cast("Tensor", torch.ops.sparvar.attend_following(q, k, v, *carrying.of(layer), *which))
+
+
+def _require_keys(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale_index: int) -> None:
+    """What the kernels check, before PyTorch's attention."""
+    schedule = cast("tuple[tuple[int, int], ...]", plan.schedule)
+    keys = sum(h * w for h, w in schedule[: scale_index + 1])
+    batch, heads, _, channels = q.shape
+    if k.shape != (batch, heads, keys, channels) or v.shape != k.shape:
+        raise UsageError(
+            f"attention: k and v: expected {(batch, heads, keys, channels)}, found {tuple(k.shape)} and "
+            f"{tuple(v.shape)}; the order is (batch, heads, tokens, channels)"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_of(key: str) -> Plan:
+    text = json.loads(key)
+    return from_json(text["plan"], text["schedule"])
+
+
+def _source(key: str) -> Source:
+    return registered(key) if key.startswith("lists:") else _plan_of(key)
+
+
+def _empty_out(q: Tensor) -> Tensor:
+    batch, heads, queries, channels = q.shape
+    return q.new_empty((batch, queries, heads, channels)).transpose(1, 2)
+
+
+# ---- the CPU
+
+
+def _attend_cpu(
+    q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
+) -> Tensor:
+    plan, out = _source(key), _empty_out(q)
+    arrays = [tensor.detach() for tensor in (q, k, v, out)]
+    if step_of(plan, layer, scale_index, None) == "lists":
+        run_lists(arrays, plan, layer, scale_index, scale, False, threads)
+    else:
+        kernel = plan_kernel(cast("Plan", plan), "cpu", q.dtype == torch.bfloat16)
+        kernel.run(_engine.Call(layer, scale_index, scale), *arrays, False, None, None)
+    return out
+
+
+def _carried(q: Tensor, kernel: Any, layer: int, scale_index: int) -> tuple[Tensor, Tensor]:
+    choice, residual = carried_shapes(kernel, layer, scale_index, tuple(q.shape))
+    of = q.dtype if q.device.type == "cuda" else torch.float32
+    return q.new_zeros(choice, dtype=torch.int32), q.new_zeros(residual, dtype=of)
+
+
+def _choosing_cpu(
+    q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernel = plan_kernel(_plan_of(key), "cpu", q.dtype == torch.bfloat16)
+    out, (choice, residual) = _empty_out(q), _carried(q, kernel, layer, scale_index)
+    arrays = [tensor.detach() for tensor in (q, k, v, out)]
+    kernel.run(_engine.Call(layer, scale_index, scale), *arrays, False, choice, residual)
+    return out, choice, residual
+
+
+def _following_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    choice: Tensor,
+    residual: Tensor,
+    key: str,
+    layer: int,
+    scale_index: int,
+    scale: float,
+    threads: int,
+) -> Tensor:
+    kernel, out = plan_kernel(_plan_of(key), "cpu", q.dtype == torch.bfloat16), _empty_out(q)
+    arrays = [tensor.detach() for tensor in (q, k, v, out)]
+    kernel.run(_engine.Call(layer, scale_index, scale), *arrays, False, choice, residual)
+    return out
+
+
+# ---- CUDA: the same on the current stream, with working memory of PyTorch's
+
+_working_bytes: dict[Any, int] = {}
+
+
+def _run_cuda(
+    source: Source,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    which: tuple[int, int, float],
+    carried: tuple[Any, Any],
+) -> None:
+    layer, scale_index, scale = which
+    lists = source if isinstance(source, KeyLists) else None
+    plan = _no_rules if isinstance(source, KeyLists) else source
+    rule = source.rule_index(layer, scale_index) if isinstance(source, Plan) else -1
+    with torch.cuda.device(q.device):
+        kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
+        stream = torch.cuda.current_stream().cuda_stream
+        call = _engine.Call(layer, scale_index, scale, stream, None if lists is None else lists.handle)
+        arrays = [tensor.detach() for tensor in (q, k, v, out)]
+        key = (source.key, q.device, q.dtype, rule, scale_index, q.shape, k.stride())
+        if key not in _working_bytes:
+            _working_bytes[key] = kernel.working_bytes(call, *arrays, False, *carried)
+        size = _working_bytes[key]
+        memory = torch.empty(size, dtype=torch.uint8, device=q.device)
+        kernel.run(call, *arrays, False, *carried, memory.data_ptr(), size)
+
+
+def _attend_cuda(
+    q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
+) -> Tensor:
+    out = _empty_out(q)
+    _run_cuda(_source(key), q, k, v, out, (layer, scale_index, scale), (None, None))
+    return out
+
+
+def _choosing_cuda(
+    q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan, out = _plan_of(key), _empty_out(q)
+    with torch.cuda.device(q.device):
+        kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
+    choice, residual = _carried(q, kernel, layer, scale_index)
+    _run_cuda(plan, q, k, v, out, (layer, scale_index, scale), (choice, residual))
+    return out, choice, residual
+
+
+def _following_cuda(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    choice: Tensor,
+    residual: Tensor,
+    key: str,
+    layer: int,
+    scale_index: int,
+    scale: float,
+    threads: int,
+) -> Tensor:
+    out = _empty_out(q)
+    _run_cuda(_plan_of(key), q, k, v, out, (layer, scale_index, scale), (choice, residual))
+    return out
+
+
+_no_rules = from_json({"name": "lists", "rules": []}, [1])
+
+
+# ---- without computing: shapes for the compiler
+
+
+def _attend_fake(q: Tensor, *_: Any) -> Tensor:
+    return _empty_out(q)
+
+
+def _choosing_fake(
+    q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernel = plan_kernel(_plan_of(key), "cpu", q.dtype == torch.bfloat16)
+    return _empty_out(q), *_carried(q, kernel, layer, scale_index)
+
+
+for _name, _cpu, _cuda, _fake in (
+    ("attend", _attend_cpu, _attend_cuda, _attend_fake),
+    ("attend_choosing", _choosing_cpu, _choosing_cuda, _choosing_fake),
+    ("attend_following", _following_cpu, _following_cuda, _attend_fake),
+):
+    library.impl(_name, _cpu, "CPU")
+    library.impl(_name, _cuda, "CUDA")
+    torch.library.register_fake(f"sparvar::{_name}", _fake, lib=library)
