@@ -339,7 +339,6 @@ struct CudaOptions {
   struct Older {
     bool choice = false;    // a single query chooses its keys by column sums, not by its logits
     bool dense = false;     // dense attention in the middle between few and many queries is cuDNN's
-    bool rows = false;      // products of 65 to 128 rows are cuBLASLt's
     bool epilogue = false;  // a resized residual is added by a kernel of its own
     bool residual = false;  // rows are gathered, then subtracted
     bool powers = false;    // all powers of two by the unit for them

@@ -161,17 +161,15 @@ Tensor corner(const Tensor& y, std::int64_t rows, std::int64_t channels) {
   return out;
 }
 
-TEST_F(Fp8, ProductsThatTheLibraryDoesNotScale) {  // that of CUDA 13.0: 72 rows, this depth (ours now)
-  const Tensor w = uneven_rows({3584, 14336}, seed + 1), bias = random_tensor({3584}, seed + 2, 100);
-  for (const std::int64_t rows : {72, 130}) {
-    const Tensor x = uneven_rows({rows, 14336}, seed);
-    for (const bool biased : {true, false}) {
-      const LinearPtr weights = layer(w, biased ? bias : Tensor());
-      const Product want(x.rows(0, 5), w.rows(0, 40), biased ? bias : Tensor());
-      const Tensor plain = multiply(x, *weights, Activation::none, DType::bf16);
-      EXPECT_LT(want.worst(corner(plain, 5, 40)), 2.5);  // rounded twice
-      EXPECT_LT(want.worst(corner(multiply(x, *weights, Activation::gelu_tanh, DType::bf16), 5, 40), gelu), 5);
-    }
+TEST_F(Fp8, ProductsThatTheLibraryDoesNotScale) {  // that of CUDA 13.0: 72 rows, this depth
+  const Tensor x = uneven_rows({72, 14336}, seed), w = uneven_rows({3584, 14336}, seed + 1),
+               bias = random_tensor({3584}, seed + 2, 100);
+  for (const bool biased : {true, false}) {
+    const LinearPtr weights = layer(w, biased ? bias : Tensor());
+    const Product want(x.rows(0, 5), w.rows(0, 40), biased ? bias : Tensor());
+    const Tensor plain = multiply(x, *weights, Activation::none, DType::bf16);
+    EXPECT_LT(want.worst(corner(plain, 5, 40)), 2.5);  // rounded twice
+    EXPECT_LT(want.worst(corner(multiply(x, *weights, Activation::gelu_tanh, DType::bf16), 5, 40), gelu), 5);
   }
 }
 
@@ -185,7 +183,7 @@ TEST_F(Fp8, LayersOfOtherSizesAndKindsAreNot) {
 TEST_F(Fp8, RowsOfZerosHugeAndTinyNumbersAndNans) {
   const std::int64_t in = 256, out = 64;
   const float infinity = std::numeric_limits<float>::infinity();
-  for (const std::int64_t rows : {8L, 80L, 130L}) {  // all kinds of product
+  for (const std::int64_t rows : {8L, 80L}) {  // both kinds of product
     Tensor x = random_tensor({rows, in}, seed), w = random_tensor({out, in}, seed + 1, 0.1F),
            bias = random_tensor({out}, seed + 2);
     const auto row = [&](std::int64_t r) { return x.data<float>() + r * in; };

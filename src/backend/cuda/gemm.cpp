@@ -26,6 +26,8 @@ void check_blas(cublasStatus_t status, const char* what) {
     throw Error(ErrorKind::system, fmt::format("cuBLASLt: {}: status {}", what, static_cast<int>(status)));
 }
 
+bool own_takes(const GemmShape& shape) { return supports_few_rows(shape.type, shape.rows, shape.in, shape.out); }
+
 FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y) {
   return {.type = shape.type,
           .x = x.values,
@@ -103,11 +105,10 @@ struct Gemms::Problem {
   std::vector<Operand> weights;
 };
 
-Gemms::Gemms(const CublasLt& library, cudaStream_t stream, std::int64_t most_own_rows,
-             std::shared_ptr<ProductChoices> choices, const std::string& machine)
+Gemms::Gemms(const CublasLt& library, cudaStream_t stream, std::shared_ptr<ProductChoices> choices,
+             const std::string& machine)
     : library_(library),
       stream_(stream),
-      most_own_rows_(most_own_rows),
       choices_(std::move(choices)),
       machine_(fmt::format("{}, cuBLASLt {}", machine, library.cublasLtGetVersion())) {
   check_blas(library.cublasLtCreate(&handle_), "starting");
@@ -123,7 +124,7 @@ Gemms::Problem& Gemms::problem(const GemmShape& shape) {
   std::unique_ptr<Problem>& known = problems_[shape];
   if (known) return *known;
   auto made = std::make_unique<Problem>(library_);
-  made->own = shape.rows <= most_own_rows_ && supports_few_rows(shape.type, shape.rows, shape.in, shape.out);
+  made->own = own_takes(shape);
   if (!made->own) {
     describe(shape, *made);
     find_candidates(shape, *made);

@@ -34,11 +34,10 @@ struct GemmShape {
 
 class Gemms {
  public:
-  /// Products of more than `most_own_rows` rows are the library's, whatever few_rows.cu could take. `choices`: where
-  /// the algorithms of large products are kept, under `machine`; without it they give the bits of the library's
-  /// favourite.
-  Gemms(const CublasLt& library, cudaStream_t stream, std::int64_t most_own_rows = 1 << 30,
-        std::shared_ptr<ProductChoices> choices = {}, const std::string& machine = {});
+  /// `choices`: where the algorithms of large products are kept, under `machine`; without it they give the bits of the
+  /// library's favourite.
+  Gemms(const CublasLt& library, cudaStream_t stream, std::shared_ptr<ProductChoices> choices = {},
+        const std::string& machine = {});
   Gemms(const Gemms&) = delete;
   Gemms& operator=(const Gemms&) = delete;
   ~Gemms();
@@ -68,7 +67,6 @@ class Gemms {
 
   const CublasLt& library_;
   cudaStream_t stream_;
-  std::int64_t most_own_rows_;
   std::shared_ptr<ProductChoices> choices_;
   std::string machine_;
   cublasLtHandle_t handle_ = nullptr;

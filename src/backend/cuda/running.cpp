@@ -108,7 +108,7 @@ CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<Cu
   weights_ = Pool::on_device(0, kWeightStep);
   working_ = Pool::on_device(0, kWorkingStep);
   workspace_ = weights_->take(Gemms::kWorkspaceBytes);
-  gemms_ = std::make_unique<Gemms>(*cublas_, stream_, older_.rows ? 64 : 1 << 30, options.choices,
+  gemms_ = std::make_unique<Gemms>(*cublas_, stream_, options.choices,
                                    fmt::format("{}, {} multiprocessors", gpu_.name, gpu_.multiprocessors));
 }
 

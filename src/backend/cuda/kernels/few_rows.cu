@@ -1,8 +1,7 @@
 // y = act(x W^T + b) for few rows of x, where reading the weights is all there is to do. A cluster of up to four
 // blocks makes 64 output channels of all rows: each block multiplies its part of the depth, and the sums meet
 // through the cluster's shared memory in a fixed order. One thread of a block keeps several stages of weights on their
-// way; the first ones it asks for before it waits for the kernel that makes x. Of more than 64 rows it is two
-// warpgroups, 128 channels and up to eight blocks: rows of x then pass from the second-level cache half as often.
+// way; the first ones it asks for before it waits for the kernel that makes x.
 #include <algorithm>
 
 #include "backend/cuda/kernels/e4m3.cuh"
@@ -14,22 +13,19 @@
 namespace sparvar::cuda {
 namespace {
 
-constexpr int kRowBytes = 128;  // of a stage, of each channel and row
-constexpr int kTile = 64;       // channels of a warpgroup's product
-constexpr int kTileBytes = kTile * kRowBytes;
-constexpr int kBlocks = 2;  // on one multiprocessor
-constexpr int kMostRows = 128;
+constexpr int kRowBytes = 128;   // of a stage, of each channel and row
+constexpr int kChannels = 64;    // of a cluster: those of a warpgroup's product
+constexpr int kConsumers = 128;  // threads that multiply
+constexpr int kThreads = kConsumers + 32;
+constexpr int kBlocks = 2;      // on one multiprocessor
+constexpr int kMostSplits = 4;  // of the depth; with more, the blocks have too little to read each
+constexpr int kMostRows = 64;
+constexpr int kRowFloats = kChannels + 4;  // of the sums in shared memory: no two lanes on one bank
+constexpr int kWeightBytes = kChannels * kRowBytes;
 
-/// kN columns of a product instruction: rows of x, and what lies behind them, which nobody reads. kGroups: warpgroups
-/// that multiply, of as many tiles of channels.
-template <int kN, int kGroups>
+/// kN columns of a product instruction: rows of x, and what lies behind them, which nobody reads.
+template <int kN>
 struct Shape {
-  static constexpr int kConsumers = 128 * kGroups;  // threads that multiply
-  static constexpr int kThreads = kConsumers + 32;
-  static constexpr int kChannels = kTile * kGroups;  // of a cluster
-  static constexpr int kMostSplits = 4 * kGroups;    // of the depth; with more, blocks have too little to read each
-  static constexpr int kRowFloats = kChannels + 4;   // of the sums in shared memory: no two lanes on one bank
-  static constexpr int kWeightBytes = kGroups * kTileBytes;
   static constexpr int kStageBytes = kWeightBytes + kN * kRowBytes;
   static constexpr int kStages = 192 * 1024 / kBlocks / kStageBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes + 1024;  // stages are 1024 bytes aligned
@@ -73,12 +69,12 @@ __device__ inline void fetch(const CUtensorMap* x, const CUtensorMap* w, int row
   const int count = range.last - range.first;
   const auto fetch_weights = [&](int i) {
     const int stage = i % S::kStages;
-    arrive_expecting(full + 8 * stage, S::kWeightBytes + rows * kRowBytes);
+    arrive_expecting(full + 8 * stage, kWeightBytes + rows * kRowBytes);
     copy_tile(stages + stage * S::kStageBytes, w, (range.first + i) * kDepth<X>, channel, full + 8 * stage, kReadOnce);
   };
   const auto fetch_rows = [&](int i) {
     const int stage = i % S::kStages;
-    copy_tile(stages + stage * S::kStageBytes + S::kWeightBytes, x, (range.first + i) * kDepth<X>, 0, full + 8 * stage,
+    copy_tile(stages + stage * S::kStageBytes + kWeightBytes, x, (range.first + i) * kDepth<X>, 0, full + 8 * stage,
               kReadOften);
   };
   const int early = min(count, S::kStages);
@@ -95,15 +91,14 @@ __device__ inline void fetch(const CUtensorMap* x, const CUtensorMap* w, int row
 template <typename S, int kN, typename X>
 __device__ inline void multiply_stages(float (&sum)[kN / 8][4], int count, unsigned stages, unsigned full,
                                        unsigned empty) {
-  const unsigned tile = threadIdx.x / 128 * kTileBytes;
   for (int i = 0; i < count; ++i) {
     const unsigned stage = stages + i % S::kStages * S::kStageBytes;
     wait_barrier(full + 8 * (i % S::kStages), i / S::kStages % 2);
     begin_products();
 #pragma unroll
     for (int step = 0; step < kRowBytes / 32; ++step) {  // an instruction takes 32 bytes of a row
-      const std::uint64_t w = matrix_of(stage + tile + step * 32);
-      const std::uint64_t x = matrix_of(stage + S::kWeightBytes + step * 32);
+      const std::uint64_t w = matrix_of(stage + step * 32);
+      const std::uint64_t x = matrix_of(stage + kWeightBytes + step * 32);
       if constexpr (sizeof(X) == 1)
         multiply_e4m3<kN>(sum, w, x, i + step > 0 ? 1 : 0);
       else
@@ -111,32 +106,32 @@ __device__ inline void multiply_stages(float (&sum)[kN / 8][4], int count, unsig
     }
     commit_products();
     wait_products<1>();
-    if (i > 0 && threadIdx.x % 128 == 0) arrive(empty + 8 * ((i - 1) % S::kStages));
+    if (i > 0 && threadIdx.x == 0) arrive(empty + 8 * ((i - 1) % S::kStages));
   }
   wait_products<0>();
 }
 
-/// Sums of this block to shared memory, [rows][S::kRowFloats].
-template <typename S, int kN>
+/// Sums of this block to shared memory, [rows][kRowFloats].
+template <int kN>
 __device__ inline void put_sums(const float (&sum)[kN / 8][4], float* to) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int channel = static_cast<int>(threadIdx.x) / 32 * 16 + lane / 4;
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i)
-    to[(i / 4 * 8 + lane % 4 * 2 + i % 2) * S::kRowFloats + channel + i / 2 % 2 * 8] = sum[i / 4][i % 4];
+    to[(i / 4 * 8 + lane % 4 * 2 + i % 2) * kRowFloats + channel + i / 2 % 2 * 8] = sum[i / 4][i % 4];
 }
 
-template <typename S, typename X, typename Y>
+template <typename X, typename Y>
 __device__ inline void finish(const Arguments& a, unsigned sums, int first_channel) {
-  const int each = S::kChannels / a.splits;  // channels that this block of the cluster writes
+  const int each = kChannels / a.splits;  // channels that this block of the cluster writes
   const int rank = static_cast<int>(cluster_rank());
   const int vectors = each / 4;
-  for (int i = static_cast<int>(threadIdx.x); i < a.rows * vectors; i += S::kConsumers) {
+  for (int i = static_cast<int>(threadIdx.x); i < a.rows * vectors; i += kConsumers) {
     const int row = i / vectors;
     const int channel = rank * each + i % vectors * 4;
     float4 total = make_float4(0, 0, 0, 0);
     for (int other = 0; other < a.splits; ++other) {
-      const float4 part = read_cluster(sums + (row * S::kRowFloats + channel) * 4, other);
+      const float4 part = read_cluster(sums + (row * kRowFloats + channel) * 4, other);
       total.x += part.x, total.y += part.y, total.z += part.z, total.w += part.w;
     }
     const int out = first_channel + channel;
@@ -164,38 +159,38 @@ __device__ inline void finish(const Arguments& a, unsigned sums, int first_chann
 #endif
 
 /// Numbers of type X in, of Y out.
-template <int kN, int kGroups, typename X, typename Y>
-__global__ void __launch_bounds__((Shape<kN, kGroups>::kThreads), kBlocks)
+template <int kN, typename X, typename Y>
+__global__ void __launch_bounds__(kThreads, kBlocks)
     few_rows_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w, const Arguments a) {
 #if __CUDA_ARCH__ >= 900
-  using S = Shape<kN, kGroups>;
+  using S = Shape<kN>;
   extern __shared__ unsigned char memory[];
   __shared__ std::uint64_t barriers[2 * S::kStages];
   const unsigned stages = (shared_address(memory) + 1023) / 1024 * 1024;
   const unsigned full = shared_address(barriers);
   const unsigned empty = full + 8 * S::kStages;
-  const int first_channel = static_cast<int>(blockIdx.x) / a.splits * S::kChannels;
+  const int first_channel = static_cast<int>(blockIdx.x) / a.splits * kChannels;
   const Range range(a, kDepth<X>);
   let_next_start();
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       init_barrier(full + 8 * i, 1);
-      init_barrier(empty + 8 * i, kGroups);
+      init_barrier(empty + 8 * i, 1);
     }
     publish_barriers();
   }
   __syncthreads();
   float* const sums = reinterpret_cast<float*>(memory + (stages - shared_address(memory)));
-  if (threadIdx.x < S::kConsumers) {
+  if (threadIdx.x < kConsumers) {
     float sum[kN / 8][4];
     multiply_stages<S, kN, X>(sum, range.last - range.first, stages, full, empty);
-    asm volatile("bar.sync 1, %0;" ::"n"(S::kConsumers) : "memory");  // nobody reads the stages any more
-    put_sums<S, kN>(sum, sums);
+    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");  // nobody reads the stages any more
+    put_sums<kN>(sum, sums);
     wait_for_earlier();  // for every thread that writes
     cluster_barrier();
-    finish<S, X, Y>(a, stages, first_channel);
+    finish<X, Y>(a, stages, first_channel);
   } else {
-    if (threadIdx.x == S::kConsumers) fetch<S, X>(&x, &w, a.rows, range, first_channel, stages, full, empty);
+    if (threadIdx.x == kConsumers) fetch<S, X>(&x, &w, a.rows, range, first_channel, stages, full, empty);
     __syncwarp();
     cluster_barrier();
   }
@@ -222,20 +217,19 @@ CUtensorMap tensor_map(const void* matrix, int rows, int columns, int box) {
 }
 
 /// As many parts of the depth as give every multiprocessor something to read, and no more than it has room for.
-template <typename S>
 int splits_of(int in, int out, int depth) {
-  const int tiles = (out + S::kChannels - 1) / S::kChannels;
+  const int tiles = (out + kChannels - 1) / kChannels;
   int splits = 1;
-  while (splits < S::kMostSplits && 2 * splits * tiles <= kBlocks * multiprocessors() && 2 * splits * depth <= in)
+  while (splits < kMostSplits && 2 * splits * tiles <= kBlocks * multiprocessors() && 2 * splits * depth <= in)
     splits *= 2;
   return splits;
 }
 
-template <int kN, int kGroups, typename X, typename Y>
+template <int kN, typename X, typename Y>
 void launch(const FewRows& args, cudaStream_t stream) {
-  using S = Shape<kN, kGroups>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(few_rows_kernel<kN, kGroups, X, Y>,
-                                                          cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  using S = Shape<kN>;
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(few_rows_kernel<kN, X, Y>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
   const Arguments arguments{.x_scales = args.x_scales,
                             .w_scales = args.w_scales,
@@ -244,22 +238,20 @@ void launch(const FewRows& args, cudaStream_t stream) {
                             .rows = args.rows,
                             .in = args.in,
                             .out = args.out,
-                            .splits = splits_of<S>(args.in, args.out, kDepth<X>),
+                            .splits = splits_of(args.in, args.out, kDepth<X>),
                             .gelu = args.gelu};
   const auto splits = static_cast<unsigned>(arguments.splits);
-  launch_early(few_rows_kernel<kN, kGroups, X, Y>, blocks_for(args.out, S::kChannels) * splits, S::kThreads,
-               S::kSharedBytes, stream, splits, tensor_map<X>(args.x, args.rows, args.in, args.rows),
-               tensor_map<X>(args.w, args.out, args.in, S::kChannels), arguments);
+  launch_early(few_rows_kernel<kN, X, Y>, blocks_for(args.out, kChannels) * splits, kThreads, S::kSharedBytes, stream,
+               splits, tensor_map<X>(args.x, args.rows, args.in, args.rows),
+               tensor_map<X>(args.w, args.out, args.in, kChannels), arguments);
   check_launch("product of few rows");
 }
 
 template <typename X, typename Y>
 void launch_fitting(const FewRows& args, cudaStream_t stream) {
-  if (args.rows <= 8) return launch<8, 1, X, Y>(args, stream);
-  if (args.rows <= 32) return launch<32, 1, X, Y>(args, stream);
-  if (args.rows <= 64) return launch<64, 1, X, Y>(args, stream);
-  if (args.rows <= 80) return launch<80, 2, X, Y>(args, stream);
-  launch<128, 2, X, Y>(args, stream);
+  if (args.rows <= 8) return launch<8, X, Y>(args, stream);
+  if (args.rows <= 32) return launch<32, X, Y>(args, stream);
+  launch<64, X, Y>(args, stream);
 }
 
 template <typename X>

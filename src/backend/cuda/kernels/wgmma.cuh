@@ -72,34 +72,26 @@ __device__ inline void settle(T (&x)[kRows][kColumns]) {
 /// column 8 i + lane % 4 * 2 + j % 2.
 template <int kN>
 __device__ inline void multiply(float (&d)[kN / 8][4], std::uint64_t a, std::uint64_t b, int add) {
-  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 80 || kN == 128);
+  static_assert(kN == 8 || kN == 32 || kN == 64);
   if constexpr (kN == 8)
     SPARVAR_MULTIPLY(8, "k16.f32.bf16.bf16", 4, 4, 5, 6, ", 0, 0");
   else if constexpr (kN == 32)
     SPARVAR_MULTIPLY(32, "k16.f32.bf16.bf16", 16, 16, 17, 18, ", 0, 0");
   else if constexpr (kN == 64)
     SPARVAR_MULTIPLY(64, "k16.f32.bf16.bf16", 32, 32, 33, 34, ", 0, 0");
-  else if constexpr (kN == 80)
-    SPARVAR_MULTIPLY(80, "k16.f32.bf16.bf16", 40, 40, 41, 42, ", 0, 0");
-  else if constexpr (kN == 128)
-    SPARVAR_MULTIPLY(128, "k16.f32.bf16.bf16", 64, 64, 65, 66, ", 0, 0");
 }
 
 /// The same on e4m3 numbers, with 32 of the depth where bf16 has 16: both are 32 bytes of a row. Sums keep fewer bits
 /// than an f32 while a product runs (about 14 of fraction).
 template <int kN>
 __device__ inline void multiply_e4m3(float (&d)[kN / 8][4], std::uint64_t a, std::uint64_t b, int add) {
-  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 80 || kN == 128);
+  static_assert(kN == 8 || kN == 32 || kN == 64);
   if constexpr (kN == 8)
     SPARVAR_MULTIPLY(8, "k32.f32.e4m3.e4m3", 4, 4, 5, 6, "");
   else if constexpr (kN == 32)
     SPARVAR_MULTIPLY(32, "k32.f32.e4m3.e4m3", 16, 16, 17, 18, "");
   else if constexpr (kN == 64)
     SPARVAR_MULTIPLY(64, "k32.f32.e4m3.e4m3", 32, 32, 33, 34, "");
-  else if constexpr (kN == 80)
-    SPARVAR_MULTIPLY(80, "k32.f32.e4m3.e4m3", 40, 40, 41, 42, "");
-  else if constexpr (kN == 128)
-    SPARVAR_MULTIPLY(128, "k32.f32.e4m3.e4m3", 64, 64, 65, 66, "");
 }
 
 /// d [64, n] (+)= a [64, 16] b: rows of b hold the 16 depths of a column of d (matrix_of), or, kTurned = 1, the n
