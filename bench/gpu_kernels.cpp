@@ -1,8 +1,7 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
 // the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms]
 // [fp8]; none: all; profile: each plan once, for a profiler; older: plans beside themselves with kernels that newer
-// ones replaced; middle: dense attention and products that are our own or a library's. One JSON object on standard
-// output.
+// ones replaced. One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -284,9 +283,8 @@ Lists chosen_case(const std::string& name, const QueryGroup& group, int keys, in
   return {name, last, std::move(tiles), std::move(lists)};
 }
 
-/// The kernel for Hopper beside what it was (keys gathered, powers by their unit), that for sm_80 and dense attention,
-/// at one of the last scales of a square picture.
-nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Backend& earlier, Backend& older) {
+/// The kernel for Hopper beside that for sm_80 and dense attention, at one of the last scales of a square picture.
+nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Backend& older) {
   const ScaleSchedule schedule = *schedule_1m(1.0);
   const std::int64_t keys = first_keys(schedule, c.scale).back();
   const std::int64_t queries = schedule[c.scale].tokens();
@@ -311,7 +309,6 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
           {"share_of_pairs", share},
           {"own_us", sparse * 1e6},
           {"own_tflops", 4.0 * 2 * heads * static_cast<double>(queries * keys) * kDim * share / sparse * 1e-12},
-          {"earlier_us", seconds(earlier, true) * 1e6},
           {"sm80_us", seconds(older, true) * 1e6},
           {"dense_us", dense * 1e6},
           {"dense_over_own", dense / sparse}};
@@ -447,9 +444,7 @@ class Remembered final : public ProductChoices {
 
 void measure_fp8(Backend& backend, cudaStream_t stream, nlohmann::ordered_json& report) {
   for (const std::int64_t rows : {2, 32, 72, 288, 1152, 8192})
-    for (const auto& [in, out] :
-         {std::pair{3584L, 10752L}, std::pair{3584L, 3584L}, std::pair{3584L, 14336L}, std::pair{14336L, 3584L}})
-      report["fp8"].push_back(measure_layer(backend, rows, in, out));
+    for (const auto& [in, out] : kLayerSizes) report["fp8"].push_back(measure_layer(backend, rows, in, out));
   for (const std::int64_t rows : {2, 288, 8192}) {
     report["quantise"].push_back(measure_quantise(rows, 3584, false, stream));
     report["quantise"].push_back(measure_quantise(rows, 14336, true, stream));
@@ -474,11 +469,10 @@ void run(const std::set<std::string>& sections) {
         {.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper, .older = older}, why);
   };
   if (wanted("lists")) {
-    const std::unique_ptr<Backend> backend = device(true), older = device(false),
-                                   earlier = device(true, {.powers = true, .boxes = true});
-    if (!backend || !older || !earlier) throw Error(ErrorKind::system, why);
+    const std::unique_ptr<Backend> backend = device(true), older = device(false);
+    if (!backend || !older) throw Error(ErrorKind::system, why);
     const auto add = [&](const Lists& lists, int heads) {
-      report["lists"].push_back(measure(lists, heads, *backend, *earlier, *older));
+      report["lists"].push_back(measure(lists, heads, *backend, *older));
     };
     for (const int heads : {28, 16})
       for (const int scale : {10, 11, 12})
@@ -504,15 +498,9 @@ void run(const std::set<std::string>& sections) {
         {"probe", ", keys gathered", {.boxes = true}},
         {"csla-blocks", "", {}},
         {"csla-blocks", ", keys gathered", {.boxes = true}},
-        {"csla-blocks", ", powers by their unit", {.powers = true}},
-        {"csla-blocks", ", both", {.powers = true, .boxes = true}},
         {"cs4a", "", {}},
-        {"cs4a", ", powers by their unit", {.powers = true}},
         {"cs4a", ", residual by itself", {.epilogue = true}},
-        {"cs4a-rows", "", {}},
-        {"cs4a-rows", ", powers by their unit", {.powers = true}},
-        {"csla", "", {}},
-        {"csla", ", powers by their unit", {.powers = true}}};
+        {"cs4a-rows", "", {}}};
     for (const auto& [name, kernels, older] : cases) {
       const std::unique_ptr<Backend> backend = device(true, older);
       if (!backend) throw Error(ErrorKind::system, why);

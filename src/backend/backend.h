@@ -341,7 +341,6 @@ struct CudaOptions {
     bool dense = false;     // dense attention in the middle between few and many queries is cuDNN's
     bool epilogue = false;  // a resized residual is added by a kernel of its own
     bool residual = false;  // rows are gathered, then subtracted
-    bool powers = false;    // all powers of two by the unit for them
     bool boxes = false;     // keys in a row are gathered like any other
     bool lists = false;     // lists of a choice are written key by key
   } older = {};

@@ -233,7 +233,6 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
   call.own_lists = own.lists > 1;
   call.box_keys = older_.boxes ? 0 : own.box_keys;
   call.keys_end = own.most_key;
-  call.mixed = !older_.powers;
   list_attention(call, stream_);
 }
 
@@ -345,7 +344,6 @@ void CudaBackend::follow_recipe(AttentionArgs& args, const AttentionRecipe& reci
   call.list_tiles = own.list_tiles;
   call.own_lists = true;
   call.residual = residual;
-  call.mixed = !older_.powers;
   list_attention(call, stream_);
 }
 
@@ -390,7 +388,6 @@ void CudaBackend::attend_parts(const AttentionArgs& args, int queries, int keys,
   call.logits = logits;
   call.box_keys = older_.boxes ? 0 : parts == 1 ? 128 : LogitRows::kStage;
   call.keys_end = keys;
-  call.mixed = !older_.powers;
   list_attention(call, stream_);
 }
 
@@ -469,8 +466,7 @@ Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& gro
                        .scale = args.scale,
                        .lessening = lessening.data<float>(),
                        .sums = out.data<float>(),
-                       .hopper = hopper_,
-                       .mixed = !older_.powers},
+                       .hopper = hopper_},
                       stream_);
   return out;
 }

@@ -264,7 +264,7 @@ __device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&
   commit_products();
 }
 
-template <int kDim, int kGroups, bool kLogits, int kEvery>
+template <int kDim, int kGroups, bool kLogits>
 __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers barriers) {
   using S = Shape<kDim, kGroups>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -311,7 +311,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
       turns.pass();
       settle(s);
       if constexpr (kLogits) write_logits(a, s, logit_rows, work.range.first, count);
-      weigh<kDim, S::kStageKeys / 8, kEvery>(running, s, scale, count, shrink);
+      weigh(running, s, scale, count, shrink);
       pack_weights(p, s);
     }
     // While the tensor cores add the values of one stage, the logits of the next become weights.
@@ -327,7 +327,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
         settle(s);
         if constexpr (kLogits)
           write_logits(a, s, logit_rows, work.range.first + (count - left) + S::kStageKeys, left - S::kStageKeys);
-        weigh<kDim, S::kStageKeys / 8, kEvery>(running, s, scale, left - S::kStageKeys, shrink);
+        weigh(running, s, scale, left - S::kStageKeys, shrink);
         wait_products<0>();
         settle(running.out);
         settle(p);
@@ -354,7 +354,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
 #endif  // Hopper
 
 /// kLogits: they are written too. With maps of k and v, lists are of whole boxes.
-template <int kDim, int kGroups, bool kLogits, bool kBoxes, int kEvery>
+template <int kDim, int kGroups, bool kLogits, bool kBoxes>
 __device__ inline void attend_lists(const ListAttention& a, const CUtensorMap* k, const CUtensorMap* v) {
 #if __CUDA_ARCH__ >= 900
   using S = Shape<kDim, kGroups>;
@@ -380,22 +380,22 @@ __device__ inline void attend_lists(const ListAttention& a, const CUtensorMap* k
       gather<kDim, kGroups>(a, memory, barriers);
   } else {
     take_registers<kMultiplierRegisters<kGroups>>();
-    attend<kDim, kGroups, kLogits, kEvery>(a, memory, barriers);
+    attend<kDim, kGroups, kLogits>(a, memory, barriers);
   }
 #endif
 }
 
-template <int kDim, int kGroups, bool kLogits, int kEvery>
+template <int kDim, int kGroups, bool kLogits>
 __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
     attend_lists_hopper(const ListAttention a) {
-  attend_lists<kDim, kGroups, kLogits, false, kEvery>(a, nullptr, nullptr);
+  attend_lists<kDim, kGroups, kLogits, false>(a, nullptr, nullptr);
 }
 
-template <int kDim, int kGroups, bool kLogits, int kEvery>
+template <int kDim, int kGroups, bool kLogits>
 __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
     attend_boxes_hopper(const __grid_constant__ CUtensorMap k, const __grid_constant__ CUtensorMap v,
                         const ListAttention a) {
-  attend_lists<kDim, kGroups, kLogits, true, kEvery>(a, &k, &v);
+  attend_lists<kDim, kGroups, kLogits, true>(a, &k, &v);
 }
 
 template <int kDim, int kGroups>
@@ -404,13 +404,13 @@ unsigned blocks_of(const ListAttention& args) {
   return static_cast<unsigned>(std::min(items, multiprocessors() * Shape<kDim, kGroups>::kBlocks));
 }
 
-template <int kDim, int kGroups, bool kLogits = false, int kEvery = 0>
+template <int kDim, int kGroups, bool kLogits = false>
 void launch(const ListAttention& args, cudaStream_t stream) {
   using S = Shape<kDim, kGroups>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups, kLogits, kEvery>,
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups, kLogits>,
                                                           cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
-  launch_early(attend_lists_hopper<kDim, kGroups, kLogits, kEvery>, blocks_of<kDim, kGroups>(args), S::kThreads,
+  launch_early(attend_lists_hopper<kDim, kGroups, kLogits>, blocks_of<kDim, kGroups>(args), S::kThreads,
                S::kSharedBytes, stream, 1, args);
   check_launch("attention of lists (Hopper)");
 }
@@ -432,13 +432,13 @@ CUtensorMap map_of(const void* matrix, const ListAttention& a, int stage_keys) {
   return map;
 }
 
-template <int kDim, int kGroups, bool kLogits = false, int kEvery = 0>
+template <int kDim, int kGroups, bool kLogits = false>
 void launch_boxes(const ListAttention& args, cudaStream_t stream) {
   using S = Shape<kDim, kGroups>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(attend_boxes_hopper<kDim, kGroups, kLogits, kEvery>,
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_boxes_hopper<kDim, kGroups, kLogits>,
                                                           cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
-  launch_early(attend_boxes_hopper<kDim, kGroups, kLogits, kEvery>, blocks_of<kDim, kGroups>(args), S::kThreads,
+  launch_early(attend_boxes_hopper<kDim, kGroups, kLogits>, blocks_of<kDim, kGroups>(args), S::kThreads,
                S::kSharedBytes, stream, 1, map_of(args.k, args, S::kStageKeys), map_of(args.v, args, S::kStageKeys),
                args);
   check_launch("attention of boxes (Hopper)");
@@ -456,25 +456,15 @@ bool hopper_takes_heads_of(int dim) {
 }
 
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
-  const auto fetched_or_gathered = [&](auto dim, auto groups, auto logits, auto every) {
-    if (in_boxes(args, Shape<dim, groups>::kStageKeys))
-      launch_boxes<dim, groups, logits, every>(args, stream);
-    else
-      launch<dim, groups, logits, every>(args, stream);
-  };
-  using None = std::integral_constant<int, 0>;
-  using Every = std::integral_constant<int, 4>;
   with_head_dim(args.dim, [&](auto dim) {
-    if (args.most_queries > 128)
-      args.mixed ? launch<dim, 3, false, 4>(args, stream) : launch<dim, 3>(args, stream);
-    else if (args.most_queries <= 64 && args.logits.logits != nullptr)
-      fetched_or_gathered(dim, std::integral_constant<int, 1>{}, std::true_type{}, None{});
-    else if (args.most_queries <= 64)
-      fetched_or_gathered(dim, std::integral_constant<int, 1>{}, std::false_type{}, None{});
-    else if (args.mixed)
-      fetched_or_gathered(dim, std::integral_constant<int, 2>{}, std::false_type{}, Every{});
+    if (args.logits.logits != nullptr)
+      in_boxes(args, LogitRows::kStage) ? launch_boxes<dim, 1, true>(args, stream) : launch<dim, 1, true>(args, stream);
+    else if (args.most_queries > 128)
+      launch<dim, 3>(args, stream);
+    else if (args.most_queries > 64)
+      in_boxes(args, Shape<dim, 2>::kStageKeys) ? launch_boxes<dim, 2>(args, stream) : launch<dim, 2>(args, stream);
     else
-      fetched_or_gathered(dim, std::integral_constant<int, 2>{}, std::false_type{}, None{});
+      in_boxes(args, Shape<dim, 1>::kStageKeys) ? launch_boxes<dim, 1>(args, stream) : launch<dim, 1>(args, stream);
   });
 }
 

@@ -84,30 +84,8 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 
-/// The same by multiply-adds, of which a multiprocessor does eight times as many as it does powers, to 3e-6; below
-/// 2^-126 it is 2^-126. NaN stays.
-__device__ inline float power_of_two_by_products(float x) {
-  constexpr float kWhole = 12582912.0F;  // 1.5 * 2^23: a sum with it has whole numbers in its last bits
-  x = x < -126.0F ? -126.0F : x;
-  const float sum = x + kWhole;
-  const float rest = x - (sum - kWhole);  // at most a half either way
-  float power = fmaf(0.0095701F, rest, 0.05591786F);
-  power = fmaf(power, rest, 0.24024745F);
-  power = fmaf(power, rest, 0.69312181F);
-  power = fmaf(power, rest, 0.99999926F);
-  return power * __uint_as_float((__float_as_uint(sum) << 23) + 0x3f800000U);
-}
-
-/// A block of eight columns: of every kEvery of them (0: none) one is done by products, so that the unit for powers is
-/// not what everybody waits for.
-template <int kEvery>
-__device__ inline float power_in_block(float x, int block) {
-  if (kEvery > 0 && block % (kEvery > 0 ? kEvery : 1) == kEvery - 1) return power_of_two_by_products(x);
-  return power_of_two(x);
-}
-
 /// Logits become weights; `shrink` brings what was summed so far to the new maximum.
-template <int kDim, int kBlocks, int kEvery = 0>
+template <int kDim, int kBlocks>
 __device__ inline void weigh(Running<kDim>& r, float (&s)[kBlocks][4], float scale, int keys_left, float (&shrink)[2]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (keys_left < kBlocks * 8)
@@ -130,7 +108,7 @@ __device__ inline void weigh(Running<kDim>& r, float (&s)[kBlocks][4], float sca
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n)
       for (int j = 2 * half; j < 2 * half + 2; ++j) {
-        s[n][j] = power_in_block<kEvery>(fmaf(s[n][j], scale, -largest), n);
+        s[n][j] = power_of_two(fmaf(s[n][j], scale, -largest));
         sum += s[n][j];
       }
     r.sum[half] = r.sum[half] * shrink[half] + sum;

@@ -28,7 +28,6 @@ struct GroupSums {
 
 /// Logits become weights, summed or written as the stage says. `lessening`: of the stage's queries, infinite where
 /// there is none; in shared memory. `key`: the first of the warp's.
-template <int kEvery = 0>
 __device__ inline void sum_stage(const ColumnSums& a, GroupSums& sums, float (&s)[kKeys / 8][4], const float* lessening,
                                  const ColumnStage& stage, const std::int32_t* group_of, int index, int key) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -37,8 +36,7 @@ __device__ inline void sum_stage(const ColumnSums& a, GroupSums& sums, float (&s
   for (int n = 0; n < kKeys / 8; ++n) {
     const float2 less = *reinterpret_cast<const float2*>(lessening + n * 8 + lane % 4 * 2);
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      s[n][j] = power_in_block<kEvery>(fmaf(s[n][j], scale, j % 2 == 0 ? -less.x : -less.y), n);
+    for (int j = 0; j < 4; ++j) s[n][j] = power_of_two(fmaf(s[n][j], scale, j % 2 == 0 ? -less.x : -less.y));
   }
   if (stage.kind <= ColumnStage::last_part) {
 #pragma unroll

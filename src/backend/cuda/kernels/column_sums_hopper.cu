@@ -98,7 +98,7 @@ __device__ inline void gather(const ColumnSums& a, unsigned memory) {
   wait_copies<0>();
 }
 
-template <int kDim, int kEvery>
+template <int kDim>
 __device__ inline void sum(const ColumnSums& a, unsigned memory, const unsigned char* shared) {
   using S = Shape<kDim>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -144,10 +144,9 @@ __device__ inline void sum(const ColumnSums& a, unsigned memory, const unsigned 
       settle(all);
       const auto* const lessening =
           reinterpret_cast<const float*>(shared + S::kLessening + ring.stage * kLesseningBytes);
-      sum_stage<kEvery>(a, sums, logits[0], lessening, {first.x, first.y, first.z, 0}, a.group_of + stage * kKeys,
-                        index, key);
-      sum_stage<kEvery>(a, sums, logits[1], lessening + kKeys, {second.x, second.y, second.z, 0},
-                        a.group_of + (stage + 1) * kKeys, index, key);
+      sum_stage(a, sums, logits[0], lessening, {first.x, first.y, first.z, 0}, a.group_of + stage * kKeys, index, key);
+      sum_stage(a, sums, logits[1], lessening + kKeys, {second.x, second.y, second.z, 0},
+                a.group_of + (stage + 1) * kKeys, index, key);
       __syncwarp();
       if (lane == 0) arrive(barrier + 8);
       ring.advance();
@@ -157,7 +156,7 @@ __device__ inline void sum(const ColumnSums& a, unsigned memory, const unsigned 
 
 #endif  // Hopper
 
-template <int kDim, int kEvery>
+template <int kDim>
 __global__ void __launch_bounds__(kThreads, 1) sum_columns_hopper(const ColumnSums a) {
 #if __CUDA_ARCH__ >= 900
   using S = Shape<kDim>;
@@ -177,27 +176,27 @@ __global__ void __launch_bounds__(kThreads, 1) sum_columns_hopper(const ColumnSu
     gather<kDim>(a, memory);
   } else {
     take_registers<kMultiplierRegisters>();
-    sum<kDim, kEvery>(a, memory, shared);
+    sum<kDim>(a, memory, shared);
   }
 #endif
 }
 
-template <int kDim, int kEvery>
+template <int kDim>
 void launch(const ColumnSums& args, cudaStream_t stream) {
   using S = Shape<kDim>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(sum_columns_hopper<kDim, kEvery>,
-                                                          cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(sum_columns_hopper<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
   const auto items = static_cast<unsigned>(args.batch * args.heads) * blocks_for(args.keys, kBlockKeys);
   const unsigned blocks = std::min(items, static_cast<unsigned>(multiprocessors()));
-  launch_early(sum_columns_hopper<kDim, kEvery>, blocks, kThreads, S::kSharedBytes, stream, 1, args);
+  launch_early(sum_columns_hopper<kDim>, blocks, kThreads, S::kSharedBytes, stream, 1, args);
   check_launch("column sums (Hopper)");
 }
 
 }  // namespace
 
 void column_sums_hopper(const ColumnSums& args, cudaStream_t stream) {
-  with_head_dim(args.dim, [&](auto dim) { args.mixed ? launch<dim, 4>(args, stream) : launch<dim, 0>(args, stream); });
+  with_head_dim(args.dim, [&](auto dim) { launch<dim>(args, stream); });
 }
 
 }  // namespace sparvar::cuda

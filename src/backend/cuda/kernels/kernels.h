@@ -211,7 +211,6 @@ struct ListAttention {
   int box_keys = 0;
   int keys_end = 0;
   ResizedResidual residual = {};
-  bool mixed = true;  // attention_hopper.cu, tiles of more than 64 queries: some of the powers by multiply-adds
 };
 /// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.
 void list_attention(const ListAttention& args, cudaStream_t stream);
@@ -248,7 +247,6 @@ struct ColumnSums {
   float* lessening = nullptr;  // scratch [B * H, stage_count, 64]
   float* sums = nullptr;
   bool hopper = true;  // column_sums_hopper.cu where it can
-  bool mixed = true;   // there: some of the powers by multiply-adds
 };
 void column_sums(const ColumnSums& args, cudaStream_t stream);
 /// Of bf16, on Hopper, heads of 64 to 128 channels: which column_sums takes where it can.
