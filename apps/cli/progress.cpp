@@ -42,81 +42,58 @@ std::string bar(const Progress& progress) {
 
 }  // namespace
 
-ProgressDisplay::ProgressDisplay(bool quiet) : quiet_(quiet), terminal_(stderr_is_terminal()) {}
+StatusLine::StatusLine(bool quiet) : quiet_(quiet), terminal_(stderr_is_terminal()) {}
 
-ProgressDisplay::~ProgressDisplay() { clear(); }
-
-void ProgressDisplay::show(const Progress& progress) {
-  if (quiet_) return;
-  // Lines are for what is done; of a long loading every few seconds one says how far it is.
-  const auto now = std::chrono::steady_clock::now();
-  const bool unfinished = progress.bytes_done < progress.bytes_total;
-  if (!terminal_ && unfinished && now - last_line_ < kBetweenLines) return;
-  last_line_ = now;
-  std::string line;
-  if (terminal_) {
-    const std::chrono::duration<double> elapsed = now - start_;
-    line = fmt::format("\r[{}] {}, {:.1f} s\x1B[K", bar(progress), describe(progress), elapsed.count());
-    drawn_ = true;
-  } else {
-    line = fmt::format("{}, {:.2f} s\n", describe(progress), progress.seconds);
-  }
-  std::fwrite(line.data(), 1, line.size(), stderr);
+double StatusLine::seconds() const {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
 }
 
-void ProgressDisplay::clear() {
-  if (drawn_) std::fputs("\r\x1B[K", stderr);
-  drawn_ = false;
-}
-
-StepDisplay::StepDisplay(bool quiet) : quiet_(quiet), terminal_(stderr_is_terminal()) {}
-
-StepDisplay::~StepDisplay() { clear(); }
-
-void StepDisplay::show(int done, int total, const std::string& what) {
-  if (quiet_ || (!terminal_ && done == last_done_)) return;
-  if (first_done_ < 0) first_done_ = done;
-  last_done_ = done;
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start_;
-  std::string left;
-  if (done > first_done_ && done < total)
-    left = fmt::format(", about {:.0f} s left", elapsed.count() / (done - first_done_) * (total - done));
-  const std::string line = fmt::format("{}/{} ({}), {:.1f} s{}", done, total, what, elapsed.count(), left);
+void StatusLine::write(const std::string& line) {
   const std::string text = terminal_ ? "\r" + line + "\x1B[K" : line + "\n";
   std::fwrite(text.data(), 1, text.size(), stderr);
   drawn_ = terminal_;
 }
 
-void StepDisplay::clear() {
+void StatusLine::clear() {
   if (drawn_) std::fputs("\r\x1B[K", stderr);
   drawn_ = false;
 }
 
-BytesDisplay::BytesDisplay(bool quiet) : quiet_(quiet), terminal_(stderr_is_terminal()) {}
+void ProgressDisplay::show(const Progress& progress) {
+  if (line_.quiet()) return;
+  // Lines are for what is done; of a long loading every few seconds one says how far it is.
+  const auto now = std::chrono::steady_clock::now();
+  const bool unfinished = progress.bytes_done < progress.bytes_total;
+  if (!line_.terminal() && unfinished && now - last_line_ < kBetweenLines) return;
+  last_line_ = now;
+  line_.write(line_.terminal() ? fmt::format("[{}] {}, {:.1f} s", bar(progress), describe(progress), line_.seconds())
+                               : fmt::format("{}, {:.2f} s", describe(progress), progress.seconds));
+}
 
-BytesDisplay::~BytesDisplay() { clear(); }
+void StepDisplay::show(int done, int total, const std::string& what) {
+  if (line_.quiet() || (!line_.terminal() && done == last_done_)) return;
+  if (first_done_ < 0) first_done_ = done;
+  last_done_ = done;
+  const double seconds = line_.seconds();
+  std::string left;
+  if (done > first_done_ && done < total)
+    left = fmt::format(", about {:.0f} s left", seconds / (done - first_done_) * (total - done));
+  line_.write(fmt::format("{}/{} ({}), {:.1f} s{}", done, total, what, seconds, left));
+}
 
 void BytesDisplay::show(std::int64_t done, std::int64_t total, const std::string& what) {
   constexpr std::chrono::milliseconds kBetweenFrames{100};
   const auto now = std::chrono::steady_clock::now();
   const bool last = done >= total;
-  if (quiet_ || (!last && now - last_ < (terminal_ ? std::chrono::milliseconds(kBetweenFrames) : kBetweenLines)))
+  if (line_.quiet() ||
+      (!last && now - last_ < (line_.terminal() ? std::chrono::milliseconds(kBetweenFrames) : kBetweenLines)))
     return;
   last_ = now;
-  const std::chrono::duration<double> elapsed = now - start_;
+  const double seconds = line_.seconds();
   const double share = static_cast<double>(done) / static_cast<double>(std::max<std::int64_t>(total, 1));
   const std::string left =
-      last || share <= 0 ? std::string() : fmt::format(", about {:.0f} s left", elapsed.count() * (1 - share) / share);
-  const std::string line =
-      fmt::format("{:3.0f} % of {} ({}), {:.1f} s{}", 100 * share, bytes_text(total), what, elapsed.count(), left);
-  const std::string text = terminal_ ? "\r" + line + "\x1B[K" : line + "\n";
-  std::fwrite(text.data(), 1, text.size(), stderr);
-  drawn_ = terminal_;
-}
-
-void BytesDisplay::clear() {
-  if (drawn_) std::fputs("\r\x1B[K", stderr);
-  drawn_ = false;
+      last || share <= 0 ? std::string() : fmt::format(", about {:.0f} s left", seconds * (1 - share) / share);
+  line_.write(fmt::format("{:3.0f} % of {} ({}), {:.1f} s{}", 100 * share, bytes_text(total), what, seconds, left));
 }
 
 }  // namespace sparvar::cli

@@ -103,16 +103,25 @@ def _empty_out(q: Tensor) -> Tensor:
 # ---- the CPU
 
 
+def _cpu_kernel(plan: Plan, q: Tensor) -> Any:
+    return plan_kernel(plan, "cpu", q.dtype == torch.bfloat16)
+
+
+def _run_cpu(
+    kernel: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, which: tuple[int, int, float], carried: tuple[Any, Any]
+) -> None:
+    arrays = [tensor.detach() for tensor in (q, k, v, out)]
+    kernel.run(_engine.Call(*which), *arrays, False, *carried)
+
+
 def _attend_cpu(
     q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
 ) -> Tensor:
     plan, out = _source(key), _empty_out(q)
-    arrays = [tensor.detach() for tensor in (q, k, v, out)]
     if step_of(plan, layer, scale_index, None) == "lists":
-        run_lists(arrays, plan, layer, scale_index, scale, False, threads)
+        run_lists([tensor.detach() for tensor in (q, k, v, out)], plan, layer, scale_index, scale, False, threads)
     else:
-        kernel = plan_kernel(cast("Plan", plan), "cpu", q.dtype == torch.bfloat16)
-        kernel.run(_engine.Call(layer, scale_index, scale), *arrays, False, None, None)
+        _run_cpu(_cpu_kernel(cast("Plan", plan), q), q, k, v, out, (layer, scale_index, scale), (None, None))
     return out
 
 
@@ -125,11 +134,10 @@ def _carried(q: Tensor, kernel: Any, layer: int, scale_index: int) -> tuple[Tens
 def _choosing_cpu(
     q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = plan_kernel(_plan_of(key), "cpu", q.dtype == torch.bfloat16)
-    out, (choice, residual) = _empty_out(q), _carried(q, kernel, layer, scale_index)
-    arrays = [tensor.detach() for tensor in (q, k, v, out)]
-    kernel.run(_engine.Call(layer, scale_index, scale), *arrays, False, choice, residual)
-    return out, choice, residual
+    kernel = _cpu_kernel(_plan_of(key), q)
+    out, carried = _empty_out(q), _carried(q, kernel, layer, scale_index)
+    _run_cpu(kernel, q, k, v, out, (layer, scale_index, scale), carried)
+    return out, *carried
 
 
 def _following_cpu(
@@ -144,9 +152,8 @@ def _following_cpu(
     scale: float,
     threads: int,
 ) -> Tensor:
-    kernel, out = plan_kernel(_plan_of(key), "cpu", q.dtype == torch.bfloat16), _empty_out(q)
-    arrays = [tensor.detach() for tensor in (q, k, v, out)]
-    kernel.run(_engine.Call(layer, scale_index, scale), *arrays, False, choice, residual)
+    out = _empty_out(q)
+    _run_cpu(_cpu_kernel(_plan_of(key), q), q, k, v, out, (layer, scale_index, scale), (choice, residual))
     return out
 
 
@@ -230,8 +237,7 @@ def _attend_fake(q: Tensor, *_: Any) -> Tensor:
 def _choosing_fake(
     q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = plan_kernel(_plan_of(key), "cpu", q.dtype == torch.bfloat16)
-    return _empty_out(q), *_carried(q, kernel, layer, scale_index)
+    return _empty_out(q), *_carried(q, _cpu_kernel(_plan_of(key), q), layer, scale_index)
 
 
 for _name, _cpu, _cuda, _fake in (

@@ -146,11 +146,12 @@ class Conversion {
       finish(file.name, file.bytes(), static_cast<int>(file.tensors.size()),
              [&](const std::string& path) { return write_tensors(file, path, counter(file.name, false)); });
     for (const auto& [name, text] : plan_.texts)
-      finish(name, static_cast<std::int64_t>(text.size()), 0, [&, &bytes = text](const std::string& path) {
-        write_file_atomically(path, {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
-        counter(name, false)(static_cast<std::int64_t>(bytes.size()));
-        return checksum(bytes);
-      });
+      finish(name, static_cast<std::int64_t>(text.size()), 0,
+             [&, &file = name, &bytes = text](const std::string& path) {
+               write_file_atomically(path, {reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
+               counter(file, false)(static_cast<std::int64_t>(bytes.size()));
+               return checksum(bytes);
+             });
     verify();
     const ModelFiles readable(options_.output);
     const std::string config = plan_.config.dump(1) + "\n";
