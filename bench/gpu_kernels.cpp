@@ -1,6 +1,7 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
 // the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms]
-// [fp8]; none: all; profile: each plan once, for a profiler. One JSON object on standard output.
+// [fp8]; none: all; profile: each plan once, for a profiler; older: plans beside themselves with kernels that newer
+// ones replaced. One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -226,6 +227,29 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
 
 constexpr int kSamples = 9;
 
+/// Dense attention that a device may do by itself or leave to cuDNN.
+const std::vector<Heads> kMiddleHeads = {{2, 28, 128, 144, 265},  {2, 28, 128, 256, 521},  {2, 28, 128, 400, 921},
+                                         {2, 28, 128, 576, 1497}, {2, 16, 128, 256, 521},  {2, 16, 128, 400, 921},
+                                         {2, 16, 128, 576, 1497}, {2, 16, 128, 1024, 2521}};
+
+double dense_us(const Heads& h, Backend& device) {
+  AttentionArgs args{.q = device.random(DType::bf16, {h.batch, h.heads, h.queries, h.dim}, 1, 1.0F),
+                     .k = device.random(DType::bf16, {h.batch, h.heads, h.keys, h.dim}, 2, 1.0F),
+                     .v = device.random(DType::bf16, {h.batch, h.heads, h.keys, h.dim}, 3, 1.0F),
+                     .out = device.empty(DType::bf16, {h.batch, h.queries, h.heads, h.dim}),
+                     .scale = 0.1F,
+                     .statistics = {}};
+  constexpr int kCalls = 16;
+  const auto body = [&] {
+    for (int i = 0; i < kCalls; ++i) device.dense_attention(args, h.keys);
+  };
+  device.reserve(body);
+  const ProgramPtr program = device.program(body);
+  return warm_seconds(
+             device, [&] { program->run(); }, kSamples) /
+         kCalls * 1e6;
+}
+
 /// Tiles of queries, their lists, and what they are called.
 struct Lists {
   std::string name;
@@ -292,7 +316,8 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
 
 /// A whole plan at one layer, everything between q, k, v and the output, as the transformer calls it.
 /// `once`: each scale once and nothing timed, for a profiler.
-void measure_plan(const std::string& name, int heads, bool once, Backend& backend, nlohmann::ordered_json& report) {
+void measure_plan(const std::string& name, int heads, bool once, Backend& backend, nlohmann::ordered_json& report,
+                  const std::string& kernels = "") {
   const ScaleSchedule schedule = *schedule_1m(1.0);
   const int scales = static_cast<int>(schedule.size());
   AttentionRunner runner(backend, AttentionPlan::preset(name, 1, scales), schedule, 1);
@@ -317,11 +342,12 @@ void measure_plan(const std::string& name, int heads, bool once, Backend& backen
     const double seconds = warm_seconds(backend, call, kSamples);
     const double dense = warm_seconds(
         backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); }, kSamples);
-    report["plans"].push_back({{"plan", fmt::format("{} 2x{} heads of {}, {} x {}", name, heads, kDim, queries, keys)},
-                               {"share_of_pairs", runner.share_of_pairs(scale)},
-                               {"own_us", seconds * 1e6},
-                               {"dense_us", dense * 1e6},
-                               {"dense_over_own", dense / seconds}});
+    report["plans"].push_back(
+        {{"plan", fmt::format("{}{} 2x{} heads of {}, {} x {}", name, kernels, heads, kDim, queries, keys)},
+         {"share_of_pairs", runner.share_of_pairs(scale)},
+         {"own_us", seconds * 1e6},
+         {"dense_us", dense * 1e6},
+         {"dense_over_own", dense / seconds}});
   }
 }
 
@@ -405,12 +431,20 @@ nlohmann::ordered_json measure_norm(std::int64_t rows, int width, cudaStream_t s
           {"own_gb_s", static_cast<double>(rows) * width * 12 / seconds * 1e-9}};
 }
 
-/// At the sizes of Infinity-8B.
+/// The linear layers of Infinity-8B.
+const std::vector<std::pair<std::int64_t, std::int64_t>> kLayerSizes = {
+    {3584, 10752}, {3584, 3584}, {3584, 14336}, {14336, 3584}};
+
+/// Choices of this process alone.
+class Remembered final : public ProductChoices {
+ public:
+  std::optional<Choice> find(const std::string&, const std::string&) const override { return std::nullopt; }
+  Choice keep(const std::string&, const std::string&, const Choice& choice) override { return choice; }
+};
+
 void measure_fp8(Backend& backend, cudaStream_t stream, nlohmann::ordered_json& report) {
   for (const std::int64_t rows : {2, 32, 72, 288, 1152, 8192})
-    for (const auto& [in, out] :
-         {std::pair{3584L, 10752L}, std::pair{3584L, 3584L}, std::pair{3584L, 14336L}, std::pair{14336L, 3584L}})
-      report["fp8"].push_back(measure_layer(backend, rows, in, out));
+    for (const auto& [in, out] : kLayerSizes) report["fp8"].push_back(measure_layer(backend, rows, in, out));
   for (const std::int64_t rows : {2, 288, 8192}) {
     report["quantise"].push_back(measure_quantise(rows, 3584, false, stream));
     report["quantise"].push_back(measure_quantise(rows, 14336, true, stream));
@@ -430,9 +464,9 @@ void run(const std::set<std::string>& sections) {
     for (const Layer& layer : kLayers) report["convolutions"].push_back(measure(layer, library.get(), rate, stream));
   if (wanted("attention"))
     for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
-  const auto device = [&](bool hopper) {
-    return make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper},
-                             why);
+  const auto device = [&](bool hopper, const CudaOptions::Older& older = {}) {
+    return make_cuda_backend(
+        {.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper, .older = older}, why);
   };
   if (wanted("lists")) {
     const std::unique_ptr<Backend> backend = device(true), older = device(false);
@@ -453,6 +487,45 @@ void run(const std::set<std::string>& sections) {
     if (!backend) throw Error(ErrorKind::system, why);
     for (const char* name : {"csla", "csla-blocks", "cs4a-rows", "cs4a", "probe", "sparvar"})
       measure_plan(name, 28, profile, *backend, report);
+  }
+  // Plans with a kernel that a newer one replaced: only where they are asked for.
+  if (sections.contains("older")) {
+    const std::vector<std::tuple<const char*, const char*, CudaOptions::Older>> cases = {
+        {"probe", "", {}},
+        {"probe", ", choice by column sums", {.choice = true}},
+        {"probe", ", lists key by key", {.lists = true}},
+        {"probe", ", residual in two steps", {.residual = true}},
+        {"probe", ", keys gathered", {.boxes = true}},
+        {"csla-blocks", "", {}},
+        {"csla-blocks", ", keys gathered", {.boxes = true}},
+        {"cs4a", "", {}},
+        {"cs4a", ", residual by itself", {.epilogue = true}},
+        {"cs4a-rows", "", {}}};
+    for (const auto& [name, kernels, older] : cases) {
+      const std::unique_ptr<Backend> backend = device(true, older);
+      if (!backend) throw Error(ErrorKind::system, why);
+      measure_plan(name, 28, profile, *backend, report, kernels);
+    }
+  }
+  // Dense attention and products that the device does by itself or leaves to a library.
+  if (sections.contains("middle")) {
+    const std::unique_ptr<Backend> backend = device(true), other = device(true, {.dense = true}),
+                                   gathers = device(true, {.boxes = true});
+    if (!backend || !other || !gathers) throw Error(ErrorKind::system, why);
+    for (const Heads& h : kMiddleHeads)
+      report["dense"].push_back(
+          {{"attention", fmt::format("{}x{} heads of {}, {} x {}", h.batch, h.heads, h.dim, h.queries, h.keys)},
+           {"own_us", dense_us(h, *backend)},
+           {"gathered_us", dense_us(h, *gathers)},
+           {"cudnn_us", dense_us(h, *other)}});
+    const std::unique_ptr<Backend> chooses =
+        make_cuda_backend({.compute = DType::bf16, .device = 0, .choices = std::make_shared<Remembered>()}, why);
+    if (!chooses) throw Error(ErrorKind::system, why);
+    for (const std::int64_t rows : {288, 512, 800, 1152})
+      for (const auto& [in, out] : kLayerSizes)
+        report["products"].push_back({{"layer", fmt::format("{} x {} -> {}", rows, in, out)},
+                                      {"any_bits_us", layer_us(*chooses, LinearKind::plain, rows, in, out)},
+                                      {"favourite_bits_us", layer_us(*backend, LinearKind::plain, rows, in, out)}});
   }
   if (wanted("norms"))
     for (const std::int64_t rows : {2, 72, 288, 512, 800, 1152, 2048, 4608, 8192})

@@ -4,8 +4,11 @@
 // maps are NHWC. On a device that records programs, operations are enqueued and return at once.
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -125,6 +128,22 @@ struct ProductTime {
   double seconds = 0;
 };
 
+/// Which of a library's algorithms large products take, beyond the life of a process. Words are the library's.
+class ProductChoices {
+ public:
+  struct Choice {
+    std::array<std::uint64_t, 8> algorithm = {};
+    double seconds = 0;
+    bool operator==(const Choice&) const = default;
+  };
+  virtual ~ProductChoices() = default;
+  /// Of `product` on `machine`, which are any two lines of text.
+  virtual std::optional<Choice> find(const std::string& machine, const std::string& product) const = 0;
+  /// Keeps it for others, unless another process has kept one since, which is then returned. Replaces one that find()
+  /// gives.
+  virtual Choice keep(const std::string& machine, const std::string& product, const Choice& choice) = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -230,10 +249,27 @@ class Backend {
   /// ordered that of the smaller counts (they descend) the largest come first. Of equal sums the lower key; NaN is
   /// least.
   virtual Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) = 0;
+  /// dense_attention of some rows of the queries, all where `rows` is empty, with statistics, and select_keys of the
+  /// column_sums of `groups` of those: out and statistics have a row for each of them, groups count them. Where every
+  /// group is one query a device may choose by logits, so that keys whose probabilities round to the same number
+  /// differ too.
+  virtual Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
+                                   int keys, const std::vector<int>& counts) {
+    AttentionArgs some = args;
+    if (!rows.empty()) some.q = gather_queries(args.q, rows);
+    dense_attention(some, keys);
+    return select_keys(column_sums(some, groups, keys), counts);
+  }
   virtual AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) = 0;
   /// Every tile attends to its list, made of `choice` I32 [B * H, groups, per group]. Adds to `pairs` (I64 [1], may be
   /// undefined) the pairs of query and key computed.
   virtual void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) = 0;
+  /// The same, and add_resized of `cache` to its output.
+  virtual void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice,
+                                       Tensor& pairs, const Tensor& cache, const TokenMap& from, const TokenMap& to) {
+    attention(args, recipe, choice, pairs);
+    add_resized(args.out, cache, from, to);
+  }
   /// f32 [B * H, groups, keys]: per group of queries and key, the sum of softmax probabilities over all `keys` keys.
   virtual Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) = 0;
   /// out [B, tokens of `to`, H, D] += bilinear resize (align_corners = false) of cache [B, tokens of `from`, H, D], f32
@@ -243,6 +279,10 @@ class Backend {
   virtual Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
   /// Rows of x [B, H, n, D] -> [B, H, rows, D] of x's type.
   virtual Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
+  /// x - rows of `of` [B, n, H, D] -> product_type(); x [B, rows, H, D].
+  virtual Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) {
+    return subtract(x, gather_rows(of, rows), product_type());
+  }
   /// a - b, any float types -> `out`.
   virtual Tensor subtract(const Tensor& a, const Tensor& b, DType out) = 0;
   /// Attention over short packed texts: q [B, n, H, D], kv [total, 2, H, D] (type of q), cu_lengths I32 [B + 1] -> [B,
@@ -293,6 +333,17 @@ struct CudaOptions {
   bool hopper = true;
   /// false: dense attention and convolutions by the own kernels at every size, to compare them.
   bool cudnn = true;
+  /// Null: products take the fastest algorithm that gives the bits of the library's favourite.
+  std::shared_ptr<ProductChoices> choices = {};
+  /// Kernels that newer ones replace, to test and time both.
+  struct Older {
+    bool choice = false;    // a single query chooses its keys by column sums, not by its logits
+    bool dense = false;     // dense attention in the middle between few and many queries is cuDNN's
+    bool epilogue = false;  // a resized residual is added by a kernel of its own
+    bool residual = false;  // rows are gathered, then subtracted
+    bool boxes = false;     // keys in a row are gathered like any other
+    bool lists = false;     // lists of a choice are written key by key
+  } older = {};
 };
 /// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::string& why);

@@ -135,9 +135,14 @@ void AttentionRunner::show(int layer, int scale, const Followed& followed, const
   observer_(layer, scale, followed.tiles, places_.back(follow(followed.recipe, backend_.download(choice))));
 }
 
-void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice) {
+void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice,
+                             const Tensor& cache, int cache_scale) {
   Tensor count = counted_.rows(scale, scale + 1);
-  backend_.attention(args, *prepared, choice, count);
+  if (cache.defined())
+    backend_.attention_with_residual(args, *prepared, choice, count, cache, places_.map(cache_scale),
+                                     places_.map(scale));
+  else
+    backend_.attention(args, *prepared, choice, count);
   all_[scale] = args.q.dim(0) * args.q.dim(1) * args.q.dim(2) * keys_[scale];
 }
 
@@ -155,9 +160,7 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
                   carry_recipe(method, schedule_, scale, group_tiles(schedule_[scale], method.group),
                                static_cast<int>(decision->choice.dim(1)), static_cast<int>(decision->choice.dim(2))));
   show(layer, scale, known, decision->choice);
-  attend(args, scale, known.prepared, decision->choice);
-  if (decision->residual.defined())
-    backend_.add_resized(args.out, decision->residual, places_.map(method.decision_scale), places_.map(scale));
+  attend(args, scale, known.prepared, decision->choice, decision->residual, method.decision_scale);
   return 0;  // counted on the device
 }
 
@@ -178,13 +181,9 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
                    .fixed = {}});
   }
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
-  dense(args, scale);
   auto decision = std::make_unique<CarriedKeys>();
-  {
-    const Tensor sums = backend_.column_sums(args, known.recipe.tiles, keys_[scale]);
-    args.statistics = Tensor();
-    decision->choice = backend_.select_keys(sums, counts);
-  }
+  decision->choice = backend_.attend_and_choose(args, {}, known.recipe.tiles, keys_[scale], counts);
+  args.statistics = Tensor();
   if (method.residual) {
     AttentionArgs sparse = args;
     sparse.out = backend_.empty(args.out.dtype(), args.out.shape());
@@ -207,20 +206,14 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   const std::vector<std::int32_t>& probes = known.probes;
   const auto count = static_cast<std::int64_t>(probes.size());
   AttentionArgs dense_args = args;
-  dense_args.q = backend_.gather_queries(args.q, probes);
   dense_args.out = backend_.empty(args.out.dtype(), {args.q.dim(0), count, args.q.dim(1), args.q.dim(3)});
   dense_args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), count, 2});
-  dense(dense_args, scale);
-  Tensor choice;
-  {
-    const Tensor sums = backend_.column_sums(dense_args, known.layout.choosers, keys_[scale]);
-    choice = backend_.select_keys(sums, {known.lists.recipe.chosen});
-  }
+  const Tensor choice =
+      backend_.attend_and_choose(dense_args, probes, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen});
   show(layer, scale, known.lists, choice);
   attend(args, scale, known.lists.prepared, choice);
   if (method.residual) {
-    const Tensor residual =
-        backend_.subtract(dense_args.out, backend_.gather_rows(args.out, probes), backend_.product_type());
+    const Tensor residual = backend_.minus_rows(dense_args.out, args.out, probes);
     backend_.add_resized(args.out, residual, known.layout.probe_grid, places_.map(scale));
   }
   return static_cast<double>(count) / grid.tokens();

@@ -55,7 +55,8 @@ class AttentionRunner {
   struct Probing;   // the part of a probe plan that depends on the schedule only
   double dense(AttentionArgs& args, int scale);
   /// Every tile attends to its list made of the choice; the pairs are counted on the device.
-  void attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice);
+  void attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice,
+              const Tensor& cache = {}, int cache_scale = 0);
   void show(int layer, int scale, const Followed& followed, const Tensor& choice) const;
   double csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale);
   double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);

@@ -4,6 +4,7 @@
 
 #include <charconv>
 
+#include "pipeline/product_file.h"
 #include "sparvar/error.h"
 
 namespace sparvar {
@@ -39,9 +40,14 @@ Device open_device(const PipelineOptions& options, bool planning, bool cudnn) {
   Device device;
   if (options.device != "cpu") {
     const int index = index_of(options.device);
-    device.backend = make_cuda_backend(
-        {.compute = compute, .device = index, .fp8 = fp8, .planning = planning, .hopper = true, .cudnn = cudnn},
-        device.why_no_gpu);
+    device.backend = make_cuda_backend({.compute = compute,
+                                        .device = index,
+                                        .fp8 = fp8,
+                                        .planning = planning,
+                                        .hopper = true,
+                                        .cudnn = cudnn,
+                                        .choices = product_choices_of_environment()},
+                                       device.why_no_gpu);
     device.gpu = device.backend != nullptr;
     if (!device.gpu && options.device != "auto")
       throw Error(ErrorKind::system,

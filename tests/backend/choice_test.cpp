@@ -37,17 +37,23 @@ Call make_call(DType type, int batch, int heads, int queries, int keys, int dim,
   return call;
 }
 
-/// Probabilities of every key for one query, in double precision.
-std::vector<double> probabilities(const Call& call, int bh, int query, int keys) {
+/// Logits of every key for one query, in double precision.
+std::vector<double> logits_of(const Call& call, int bh, int query, int keys) {
   const std::int64_t dim = call.q.dim(3);
-  std::vector<double> p(keys);
+  std::vector<double> logits(keys);
   for (int key = 0; key < keys; ++key) {
     double logit = 0;
     for (std::int64_t d = 0; d < dim; ++d)
       logit += static_cast<double>(call.q.data<float>()[(bh * call.q.dim(2) + query) * dim + d]) *
                call.k.data<float>()[(bh * call.k.dim(2) + key) * dim + d];
-    p[key] = logit * call.args.scale;
+    logits[key] = logit * call.args.scale;
   }
+  return logits;
+}
+
+/// Probabilities of every key for one query.
+std::vector<double> probabilities(const Call& call, int bh, int query, int keys) {
+  std::vector<double> p = logits_of(call, bh, query, keys);
   const double largest = *std::max_element(p.begin(), p.end());
   double total = 0;
   for (double& x : p) total += x = std::exp(x - largest);
@@ -168,6 +174,160 @@ TEST(SelectKeys, TakesTheLargestAndOrdersThemByCount) {
     }
 }
 
+constexpr int kChoosingHeads = 2;
+
+/// Two batch entries of kChoosingHeads heads, and a group for every query, but the first query for the last as well.
+QueryTiles each_alone(int queries) {
+  QueryTiles groups;
+  for (int i = 0; i <= queries; ++i) {
+    groups.rows.push_back(i % queries);
+    groups.offset.push_back(i + 1);
+  }
+  return groups;
+}
+
+void check_choice(Backend& backend, Call& call, int keys, int count) {
+  const int queries = static_cast<int>(call.q.dim(2));
+  AttentionArgs dense = call.args;
+  dense.out = Tensor::zeros(call.args.out.dtype(), call.args.out.shape());
+  dense.statistics = Tensor::zeros(DType::f32, call.args.statistics.shape());
+  backend.dense_attention(dense, keys);
+  const QueryTiles groups = each_alone(queries);
+  const Tensor choice = backend.attend_and_choose(call.args, {}, groups, keys, {count});
+  EXPECT_EQ(0, std::memcmp(dense.out.raw(), call.args.out.raw(), dense.out.bytes()));
+  EXPECT_EQ(0, std::memcmp(dense.statistics.raw(), call.args.statistics.raw(), dense.statistics.bytes()));
+  ASSERT_EQ(choice.shape(), (Shape{2L * kChoosingHeads, groups.count(), count}));
+  constexpr double kRounding = 1e-2;  // of probabilities, where the device chooses by them
+  for (int bh = 0; bh < 2 * kChoosingHeads; ++bh)
+    for (int g = 0; g < groups.count(); g += 3) {
+      const std::vector<double> logits = logits_of(call, bh, groups.rows[g], keys);
+      std::vector<double> sorted = logits;
+      std::nth_element(sorted.begin(), sorted.begin() + count - 1, sorted.end(), std::greater<>());
+      const double least = sorted[count - 1];
+      const std::int32_t* found = choice.data<std::int32_t>() + (std::int64_t{bh} * groups.count() + g) * count;
+      std::vector<bool> chosen(keys, false);
+      for (int i = 0; i < count; ++i) {
+        ASSERT_TRUE(found[i] >= 0 && found[i] < keys && !chosen[found[i]]) << "entry " << i << " of group " << g;
+        chosen[found[i]] = true;
+      }
+      for (int key = 0; key < keys; ++key)
+        ASSERT_TRUE(chosen[key] ? logits[key] >= least - kRounding : logits[key] <= least + kRounding)
+            << "group " << g << ", key " << key << " of logit " << logits[key] << ", the least is " << least;
+    }
+}
+
+TEST(AttendAndChoose, TakesTheKeysOfTheLargestLogits) {
+  struct Case {
+    int queries, keys, dim, count;
+  };
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const Case& c :
+         {Case{64, 1025, 64, 31}, Case{25, 1600, 80, 48}, Case{7, 1024, 96, 1}, Case{65, 2111, 112, 64},
+          Case{36, 3001, 128, 316}, Case{3, 10521, 128, 316}, Case{1, 12288, 64, 640}, Case{2, 12289, 64, 100},
+          Case{5, 1030, 64, 1030}, Case{9, 300, 128, 9}, Case{4, 1500, 24, 77}}) {
+      const unsigned seed = std::random_device{}();
+      SCOPED_TRACE(::testing::Message() << name_of(type) << " " << c.queries << " x " << c.keys << ", dim " << c.dim
+                                        << ", " << c.count << " keys, seed " << seed);
+      const auto backend = testing::make_backend(type);
+      Call call = make_call(type, 2, kChoosingHeads, c.queries, c.keys, c.dim, seed);
+      check_choice(*backend, call, c.keys, c.count);
+    }
+}
+
+/// As if the rows had been gathered before.
+TEST(AttendAndChoose, OfSomeRowsOfTheQueries) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    constexpr int kQueries = 90, kKeys = 1111, kDim = 80, kCount = 40;
+    const std::vector<std::int32_t> rows{3, 89, 0, 17, 18, 60, 44};
+    const auto count = static_cast<std::int64_t>(rows.size());
+    SCOPED_TRACE(name_of(type));
+    const auto backend = testing::make_backend(type);
+    Call call = make_call(type, 2, kChoosingHeads, kQueries, kKeys, kDim, std::random_device{}());
+    const auto with_results = [&](AttentionArgs args) {
+      args.out = Tensor::zeros(type, {2, count, kChoosingHeads, kDim});
+      args.statistics = Tensor::zeros(DType::f32, {2, kChoosingHeads, count, 2});
+      return args;
+    };
+    AttentionArgs some = with_results(call.args), gathered = with_results(call.args);
+    gathered.q = backend->gather_queries(call.args.q, rows);
+    const QueryTiles groups = each_alone(static_cast<int>(count));
+    const Tensor choice = backend->attend_and_choose(some, rows, groups, kKeys, {kCount});
+    const Tensor want = backend->attend_and_choose(gathered, {}, groups, kKeys, {kCount});
+    EXPECT_EQ(0, std::memcmp(choice.raw(), want.raw(), want.bytes()));
+    EXPECT_EQ(0, std::memcmp(some.out.raw(), gathered.out.raw(), some.out.bytes()));
+    EXPECT_EQ(0, std::memcmp(some.statistics.raw(), gathered.statistics.raw(), some.statistics.bytes()));
+  }
+}
+
+TEST(MinusRows, IsTheDifference) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const std::int64_t width : {5, 24}) {
+      const auto backend = testing::make_backend(type);
+      const std::vector<std::int32_t> rows{9, 2, 2, 0};
+      const Tensor x = testing::random_tensor({2, 4, 3, width}, 1).to(type),
+                   of = testing::random_tensor({2, 10, 3, width}, 2).to(type);
+      const Tensor found = backend->minus_rows(x, of, rows);
+      ASSERT_EQ(found.shape(), x.shape());
+      const Tensor xf = x.to(DType::f32), off = of.to(DType::f32), got = found.to(DType::f32);
+      for (std::int64_t i = 0; i < x.size(); ++i) {
+        const std::int64_t row = i / (3 * width), channel = i % (3 * width);
+        const double want =
+            xf.data<float>()[i] -
+            static_cast<double>(off.data<float>()[(row / 4 * 10 + rows[row % 4]) * 3 * width + channel]);
+        const bool rounds = found.dtype() == DType::bf16;
+        EXPECT_NEAR(got.data<float>()[i], want, (rounds ? 0x1p-8 : 0x1p-22) * (std::abs(want) + 1e-3));
+      }
+    }
+}
+
+/// Large logits side by side: the bound of groups of keys then lets too many pass, and has to be raised.
+TEST(AttendAndChoose, FindsKeysThatLieTogether) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const int count : {40, 316, 600}) {
+      constexpr int kQueries = 8, kKeys = 3001, kDim = 64, kFrom = 500, kTo = 1700;
+      SCOPED_TRACE(::testing::Message() << name_of(type) << " " << count);
+      const auto backend = testing::make_backend(type);
+      Call call = make_call(type, 2, kChoosingHeads, kQueries, kKeys, kDim, std::random_device{}());
+      for (std::int64_t row = 0; row < call.q.size() / kDim; ++row) call.q.data<float>()[row * kDim] = 4;
+      for (std::int64_t row = 0; row < call.k.size() / kDim; ++row) {
+        const std::int64_t key = row % call.k.dim(2);
+        call.k.data<float>()[row * kDim] = key >= kFrom && key < kTo ? 8 : 0;
+      }
+      call.args.q = call.q.to(type);
+      call.args.k = call.k.to(type);
+      check_choice(*backend, call, kKeys, count);
+    }
+}
+
+/// Small whole numbers, whose products no order of sums rounds.
+TEST(AttendAndChoose, OfEqualLogitsTakesTheLowerKeys) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const int values : {1, 5}) {
+      constexpr int kQueries = 6, kKeys = 2999, kDim = 64, kCount = 450;
+      SCOPED_TRACE(::testing::Message() << name_of(type) << " " << values);
+      const auto backend = testing::make_backend(type);
+      Call call = make_call(type, 2, kChoosingHeads, kQueries, kKeys, kDim, 1);
+      for (std::int64_t i = 0; i < call.q.size(); ++i) call.q.data<float>()[i] = i % kDim == 0 ? 1 : 0;
+      for (std::int64_t i = 0; i < call.k.size(); ++i)
+        call.k.data<float>()[i] = static_cast<float>(i / kDim % call.k.dim(2) * 7 % values);
+      call.args.scale = 1;
+      call.args.q = call.q.to(type);
+      call.args.k = call.k.to(type);
+      const Tensor choice = backend->attend_and_choose(call.args, {}, each_alone(kQueries), kKeys, {kCount});
+      std::vector<std::int32_t> want(kKeys);
+      std::iota(want.begin(), want.end(), 0);
+      std::stable_sort(want.begin(), want.end(), [&](int a, int b) { return a * 7 % values > b * 7 % values; });
+      want.resize(kCount);
+      std::sort(want.begin(), want.end());
+      for (std::int64_t row = 0; row < choice.size() / kCount; ++row) {
+        const std::int32_t* found = choice.data<std::int32_t>() + row * kCount;
+        std::vector<std::int32_t> got(found, found + kCount);
+        std::sort(got.begin(), got.end());
+        ASSERT_EQ(got, want) << "row " << row;
+      }
+    }
+}
+
 TEST(AttentionRecipe, IsAttentionToTheListsThatFollowFromIt) {
   for (const DType type : {DType::f32, DType::bf16})
     for (const bool mapped : {false, true}) {
@@ -203,6 +363,39 @@ TEST(AttentionRecipe, IsAttentionToTheListsThatFollowFromIt) {
       EXPECT_EQ(pairs.data<std::int64_t>()[0], counted);
       EXPECT_GT(counted, 0);
     }
+}
+
+TEST(AttentionRecipe, AddsAResizedResidualAsAStepOfItsOwnWould) {
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const int dim : {64, 80, 96, 112, 128})
+      for (const int tile : {60, 128, 192}) {
+        SCOPED_TRACE(::testing::Message() << name_of(type) << ", dim " << dim << ", tiles of " << tile);
+        constexpr int kBatch = 2, kHeads = 3, kKeys = 411, kChosen = 70;
+        constexpr Grid kFrom{9, 7}, kTo{17, 20};
+        const auto backend = testing::make_backend(type);
+        std::mt19937 random(std::random_device{}());
+        Call call = make_call(type, kBatch, kHeads, kTo.h * kTo.w, kKeys, dim, random());
+        ListRecipe recipe{.tiles = row_tiles(kTo.h * kTo.w, tile),
+                          .keys = kKeys,
+                          .chosen = kChosen,
+                          .group_of = {},
+                          .map = {},
+                          .fixed = {}};
+        for (int t = 0; t < recipe.tiles.count(); ++t) recipe.group_of.push_back(t);
+        Tensor choice = Tensor::empty(DType::i32, {kBatch * kHeads, recipe.tiles.count(), kChosen});
+        for (std::int64_t i = 0; i < choice.size(); ++i)
+          choice.data<std::int32_t>()[i] = static_cast<std::int32_t>(random() % kKeys);
+        const Tensor cache =
+            testing::random_tensor({kBatch, kFrom.h * kFrom.w, kHeads, dim}, random()).to(backend->product_type());
+        const AttentionRecipePtr prepared = backend->prepare_recipe(recipe);
+        Tensor pairs = Tensor::zeros(DType::i64, {1});
+        AttentionArgs want = call.args;
+        want.out = Tensor::zeros(type, call.args.out.shape());
+        backend->attention(want, *prepared, choice, pairs);
+        backend->add_resized(want.out, cache, kFrom, kTo);
+        backend->attention_with_residual(call.args, *prepared, choice, pairs, cache, kFrom, kTo);
+        EXPECT_EQ(0, std::memcmp(want.out.raw(), call.args.out.raw(), want.out.bytes()));
+      }
 }
 
 TEST(GatherQueries, TakesRowsOfEveryHead) {

@@ -144,10 +144,27 @@ class HostSide final : public Backend {
   Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override {
     return down(device_->select_keys(up(sums), counts));
   }
+  Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
+                           int keys, const std::vector<int>& counts) override {
+    Tensor choice;
+    change(args, [&](AttentionArgs& a) { choice = down(device_->attend_and_choose(a, rows, groups, keys, counts)); });
+    return choice;
+  }
+  Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) override {
+    return down(device_->minus_rows(up(x), up(of), rows));
+  }
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override { return device_->prepare_recipe(recipe); }
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override {
     Tensor counted = up(pairs);
     change(args, [&](AttentionArgs& a) { device_->attention(a, recipe, up(choice), counted); });
+    if (pairs.defined()) pairs = down(counted);
+  }
+  void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
+                               const Tensor& cache, const TokenMap& from, const TokenMap& to) override {
+    Tensor counted = up(pairs);
+    change(args, [&](AttentionArgs& a) {
+      device_->attention_with_residual(a, recipe, up(choice), counted, up(cache), from, to);
+    });
     if (pairs.defined()) pairs = down(counted);
   }
   Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, std::int64_t longest,

@@ -19,6 +19,7 @@ struct Case {
   int every;            // keys kept: a run of at most 3 in `every`; 0: all, -1: none
   bool own_lists;       // per head
   int check_every = 1;  // rows compared
+  int box = 0;          // not 0: every second box of so many keys instead
 };
 
 KeyLists make_lists(const Case& c, int tiles) {
@@ -27,8 +28,14 @@ KeyLists make_lists(const Case& c, int tiles) {
   lists.tiles = tiles;
   for (int l = 0; l < lists.lists; ++l)
     for (int t = 0; t < tiles; ++t) {
-      if (c.every == 0) lists.runs.push_back({0, c.keys});
-      if (c.every > 0 && t % 3 != 2)  // every third list is empty
+      if (c.box > 0) {
+        if (t % 3 != 2)
+          for (int key = (l + t) % 2 * c.box; key < c.keys; key += 2 * c.box)
+            lists.runs.push_back({key, std::min(c.box, c.keys - key)});
+      } else if (c.every == 0) {
+        lists.runs.push_back({0, c.keys});
+      }
+      if (c.box == 0 && c.every > 0 && t % 3 != 2)  // every third list is empty
         for (int key = (l + t) % c.every; key < c.keys; key += c.every)
           lists.runs.push_back({key, std::min({3, c.every - 1, c.keys - key})});
       lists.offset.push_back(static_cast<std::int64_t>(lists.runs.size()));
@@ -85,7 +92,7 @@ void check(const Case& c, const AttentionArgs& args, const QueryTiles& tiles, co
 
 void run(const Case& c) {
   SCOPED_TRACE(::testing::Message() << name_of(c.type) << " " << c.queries << " x " << c.keys << ", dim " << c.dim
-                                    << ", tiles of " << c.tile << ", every " << c.every);
+                                    << ", tiles of " << c.tile << ", every " << c.every << ", boxes of " << c.box);
   const auto backend = testing::make_backend(c.type);
   const int capacity = c.keys + 3;
   const unsigned seed = std::random_device{}();
@@ -96,9 +103,16 @@ void run(const Case& c) {
   const auto make_args = [&] {
     Tensor out = Tensor::empty(DType::f32, {c.batch, c.queries, c.heads, c.dim});
     std::fill_n(out.data<float>(), out.size(), kUntouched);
+    const auto cache = [&](unsigned offset, float size) {  // what lies behind the keys is nobody's
+      Tensor x = testing::random_tensor({c.batch, c.heads, capacity, c.dim}, seed + offset, size);
+      for (int bh = 0; bh < c.batch * c.heads; ++bh)
+        std::fill_n(x.data<float>() + (std::int64_t{bh} * capacity + c.keys) * c.dim, (capacity - c.keys) * c.dim,
+                    std::nanf(""));
+      return x.to(c.type);
+    };
     return AttentionArgs{.q = random({c.batch, c.heads, c.queries, c.dim}, 0, 1.5F),
-                         .k = random({c.batch, c.heads, capacity, c.dim}, 1, 1.5F),
-                         .v = random({c.batch, c.heads, capacity, c.dim}, 2, 1.0F),
+                         .k = cache(1, 1.5F),
+                         .v = cache(2, 1.0F),
                          .out = out.to(c.type),
                          .scale = 0.4F,
                          .statistics = Tensor::zeros(DType::f32, {c.batch, c.heads, c.queries, 2})};
@@ -130,6 +144,15 @@ TEST(ListAttention, MatchesDoublePrecision) {
     run({type, 1, 2, 700, 2901, 128, 128, 0, false, 13});  // long lists
     run({type, 1, 2, 700, 2901, 64, 128, 2, true, 13});
   }
+}
+
+TEST(ListAttention, OfKeysInARow) {
+  for (const int dim : {64, 80, 96, 112, 128})
+    for (const int tile : {64, 100, 192})
+      for (const int box : {64, 128}) run({DType::bf16, 1, 3, 410, 700, dim, tile, 0, tile != 100, 23, box});
+  run({DType::f32, 1, 3, 410, 700, 64, 100, 0, true, 23, 128});
+  run({DType::bf16, 2, 8, 1500, 1025, 128, 128, 0, true, 41, 128});
+  run({DType::bf16, 2, 8, 1500, 128, 64, 64, 0, false, 41});
 }
 
 TEST(ListAttention, RefusesListsThatDoNotFit) {

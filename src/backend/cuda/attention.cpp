@@ -51,6 +51,10 @@ constexpr int kManyKeys = 1024;
 
 }  // namespace
 
+bool shares_out_keys(const AttentionArgs& args, int keys) {
+  return args.statistics.defined() && args.statistics.dim(2) <= kFewQueries && keys >= kManyKeys;
+}
+
 void CudaBackend::split_qkv(const Tensor& qkv, const QkvArgs& args, Tensor& q, Tensor& k_cache, Tensor& v_cache) {
   if (qkv.rank() != 5 || qkv.dim(2) != 3 || qkv.dim(3) != args.heads || args.offset + qkv.dim(1) > k_cache.dim(2))
     throw Error(ErrorKind::usage,
@@ -130,8 +134,11 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
                             .scale = args.scale,
                             .statistics = args.statistics.defined() ? args.statistics.data<float>() : nullptr};
   const double work = static_cast<double>(call.batch * heads) * static_cast<double>(queries) * keys * dim;
-  if (call.statistics != nullptr && queries <= kFewQueries && keys >= kManyKeys) return attend_in_parts(args, keys);
-  if (!planning_ && call.type == DType::bf16 && work >= kWorthCudnn && heads * dim > kNarrow && cudnn() != nullptr) {
+  if (shares_out_keys(args, keys)) return attend_in_parts(args, keys);
+  const bool wide = call.type == DType::bf16 && work >= kWorthCudnn && heads * dim > kNarrow;
+  if (const int tile = wide ? tile_for_all_keys(args, keys) : 0; tile > 0)
+    return attend_parts(args, call.queries, keys, 1, tile);
+  if (!planning_ && wide && cudnn() != nullptr) {
     const Cudnn::AttentionShape shape = cudnn_shape(call);
     if (cudnn()->supports_attention(shape)) {
       Tensor scratch = empty(DType::u8, {cudnn()->attention_workspace(shape)});

@@ -27,11 +27,14 @@ struct Gpu {
   int index = 0;
   std::string name;
   int major = 0, minor = 0;
+  int multiprocessors = 1;
   std::int64_t free_bytes = 0, total_bytes = 0;
 };
 
 /// Throws Error(usage) where q, k, v and the number of keys do not fit each other.
 void check_args(const AttentionArgs& args, int keys);
+/// Are keys of so few queries shared out to parts (attend_in_parts)?
+bool shares_out_keys(const AttentionArgs& args, int keys);
 /// Heads of other sizes are taken through f32.
 constexpr bool fits_tensor_cores(std::int64_t dim) { return dim % 8 == 0 && dim <= 128; }
 
@@ -97,7 +100,12 @@ class CudaBackend final : public Backend {
   void attention(AttentionArgs& args, const AttentionLists& lists) override;
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override;
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
+  void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
+                               const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
   Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
+  Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
+                           int keys, const std::vector<int>& counts) override;
+  Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
@@ -127,7 +135,14 @@ class CudaBackend final : public Backend {
   Tensor loaded(const Tensor& from, DType type);
   Tensor loaded_e4m3(const Tensor& from);
   void attend_in_f32(AttentionArgs& args, Tensor out, const std::function<void(AttentionArgs&)>& attend);
-  void attend_in_parts(AttentionArgs& args, int keys);
+  void follow_recipe(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
+                     const ResizedResidual& residual);
+  struct Parts;
+  const Parts& parts_of(int queries, int keys, int parts, int per_tile);
+  void attend_parts(const AttentionArgs& args, int queries, int keys, int parts, int per_tile,
+                    const LogitRows& logits = {}, const Tensor& rows = {});
+  void attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits = {}, const Tensor& rows = {});
+  int tile_for_all_keys(const AttentionArgs& args, int keys) const;
   Tensor kept(const void* values, DType type, std::int64_t count);
   Tensor kept_rows(const std::vector<std::int32_t>& rows);
   Tensor converted(const Tensor& x, DType type);
@@ -144,6 +159,7 @@ class CudaBackend final : public Backend {
   Gpu gpu_;
   bool planning_;
   bool hopper_;
+  CudaOptions::Older older_;
   bool dry_ = false;
   bool recording_ = false;
   int recordings_ = 0;
@@ -153,11 +169,12 @@ class CudaBackend final : public Backend {
   std::shared_ptr<Pool> working_;
   std::shared_ptr<void> workspace_;  // of cuBLASLt
   std::int64_t planned_working_ = 0;
-  /// What attention in parts needs, by queries, keys and parts.
+  /// What attention in parts needs, by queries, keys, parts and queries of a tile.
   struct Parts {
     Tensor pieces, ranges, rows, keys;
+    int count = 0;  // pieces
   };
-  std::map<std::array<int, 3>, Parts> parts_;
+  std::map<std::array<int, 4>, Parts> parts_;
   std::map<std::vector<std::int32_t>, Tensor> kept_rows_;
   Uploader uploader_;
   std::unique_ptr<Gemms> gemms_;

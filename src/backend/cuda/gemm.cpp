@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <memory>
 
@@ -52,6 +53,12 @@ cudaDataType_t type_of(DType type) {
   return type == DType::f32 ? CUDA_R_32F : CUDA_R_16BF;
 }
 
+/// A product in a file of choices.
+std::string product_name(const GemmShape& shape) {
+  return fmt::format("{} x {} -> {}, {} to {}{}{}", shape.rows, shape.in, shape.out, name_of(shape.type),
+                     name_of(shape.result), shape.bias ? ", bias" : "", shape.gelu ? ", GELU" : "");
+}
+
 cublasLtEpilogue_t epilogue_of(const GemmShape& shape) {
   if (shape.gelu) return shape.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
   return shape.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
@@ -98,7 +105,12 @@ struct Gemms::Problem {
   std::vector<Operand> weights;
 };
 
-Gemms::Gemms(const CublasLt& library, cudaStream_t stream) : library_(library), stream_(stream) {
+Gemms::Gemms(const CublasLt& library, cudaStream_t stream, std::shared_ptr<ProductChoices> choices,
+             const std::string& machine)
+    : library_(library),
+      stream_(stream),
+      choices_(std::move(choices)),
+      machine_(fmt::format("{}, cuBLASLt {}", machine, library.cublasLtGetVersion())) {
   check_blas(library.cublasLtCreate(&handle_), "starting");
 }
 
@@ -253,8 +265,20 @@ bool Gemms::launch(const Problem& p, int candidate, const Operand& x, const Oper
                                  stream_) == CUBLAS_STATUS_SUCCESS;
 }
 
-/// The fastest of the candidates that give the same bits as the library's favourite: which one it is depends on the
-/// hour, and pictures must not.
+/// Takes the algorithm of a choice, if the library still offers it.
+bool Gemms::follow(Problem& p, const ProductChoices::Choice& choice) const {
+  static_assert(sizeof(choice.algorithm) == sizeof(cublasLtMatmulAlgo_t));
+  for (std::size_t i = 0; i < p.candidates.size(); ++i)
+    if (std::memcmp(&p.candidates[i].algo, choice.algorithm.data(), sizeof choice.algorithm) == 0) {
+      p.chosen = i;
+      p.seconds = choice.seconds;
+      return true;
+    }
+  return false;
+}
+
+/// The fastest of the candidates. Which one it is depends on the hour, and pictures must not: where choices are not
+/// kept for other processes, candidates must give the same bits as the library's favourite.
 void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* workspace) {
   const Trial trial(shape);
   const Operand x = random_input(shape, trial, scratch, stream_);
@@ -296,7 +320,7 @@ void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* wor
   const int count = static_cast<int>(p.candidates.size());
   std::vector<float> quick(count, std::numeric_limits<float>::infinity());
   for (int i = 0; i < count; ++i)
-    if (i == 0 || same_bits(i)) quick[i] = std::min(milliseconds(i, 2), milliseconds(i, 3));
+    if (i == 0 || choices_ || same_bits(i)) quick[i] = std::min(milliseconds(i, 2), milliseconds(i, 3));
   const float bound = 1.1F * *std::min_element(quick.begin(), quick.end());
   float best = std::numeric_limits<float>::infinity();
   for (int i = 0; i < count; ++i) {
@@ -316,7 +340,16 @@ void Gemms::tune(void* scratch, std::size_t scratch_bytes, void* workspace) {
   if (scratch_wanted() > scratch_bytes) return;
   for (const auto& [shape, p] : problems_) {
     if (p->weights.empty() || p->measured) continue;
-    measure(shape, *p, static_cast<char*>(scratch), workspace);
+    const std::string product = product_name(shape);
+    const std::optional<ProductChoices::Choice> known = choices_ ? choices_->find(machine_, product) : std::nullopt;
+    if (!known || !follow(*p, *known)) {
+      measure(shape, *p, static_cast<char*>(scratch), workspace);
+      if (choices_) {
+        ProductChoices::Choice own{.algorithm = {}, .seconds = p->seconds};
+        std::memcpy(own.algorithm.data(), &p->candidates[p->chosen].algo, sizeof own.algorithm);
+        (void)follow(*p, choices_->keep(machine_, product, own));
+      }
+    }
     p->measured = true;
     p->weights.clear();
   }

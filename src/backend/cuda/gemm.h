@@ -34,7 +34,10 @@ struct GemmShape {
 
 class Gemms {
  public:
-  Gemms(const CublasLt& library, cudaStream_t stream);
+  /// `choices`: where the algorithms of large products are kept, under `machine`; without it they give the bits of the
+  /// library's favourite.
+  Gemms(const CublasLt& library, cudaStream_t stream, std::shared_ptr<ProductChoices> choices = {},
+        const std::string& machine = {});
   Gemms(const Gemms&) = delete;
   Gemms& operator=(const Gemms&) = delete;
   ~Gemms();
@@ -59,10 +62,13 @@ class Gemms {
   void describe(const GemmShape& shape, Problem& made);
   void find_candidates(const GemmShape& shape, Problem& made);
   void measure(const GemmShape& shape, Problem& problem, char* scratch, void* workspace);
+  bool follow(Problem& problem, const ProductChoices::Choice& choice) const;
   bool launch(const Problem& problem, int candidate, const Operand& x, const Operand& weight, void* y, void* workspace);
 
   const CublasLt& library_;
   cudaStream_t stream_;
+  std::shared_ptr<ProductChoices> choices_;
+  std::string machine_;
   cublasLtHandle_t handle_ = nullptr;
   std::map<GemmShape, std::unique_ptr<Problem>> problems_;
 };

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "backend/cuda/check.h"
 #include "backend/cuda/cuda_backend.h"
@@ -25,6 +26,7 @@ class CudaLists final : public AttentionLists {
   Tensor ranges, keys;
   int lists = 1, list_tiles = 0;
   int most_key = 0;  // one more than the largest
+  int box_keys = 0;  // ListAttention::box_keys
 };
 
 class CudaRecipe final : public AttentionRecipe {
@@ -64,6 +66,10 @@ std::int64_t aligned_keys(std::int64_t keys) {
   return (keys + KeyRange::kAlignment - 1) / KeyRange::kAlignment * KeyRange::kAlignment;
 }
 
+std::int64_t whole_stages(std::int64_t keys) {
+  return (keys + LogitRows::kStage - 1) / LogitRows::kStage * LogitRows::kStage;
+}
+
 DeviceTiles put_tiles(const QueryTiles& tiles, const std::function<Tensor(const void*, DType, std::int64_t)>& kept) {
   DeviceTiles out;
   const std::vector<TileRows> pieces = pieces_of(tiles, TileRows::kMost, out.most);
@@ -75,6 +81,18 @@ DeviceTiles put_tiles(const QueryTiles& tiles, const std::function<Tensor(const 
   out.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
   out.wide_pieces = out.wide_most > out.most ? kept(wide.data(), DType::u8, bytes_of(wide)) : out.pieces;
   return out;
+}
+
+/// ListAttention::box_keys of these lists, whose largest key is keys_end - 1.
+int box_keys_of(const KeyLists& lists, int keys_end) {
+  if (keys_end <= 0) return 0;
+  const auto fits = [&](int box) {
+    for (std::size_t at = 0; at + 1 < lists.offset.size(); ++at)
+      for (std::int64_t r = lists.offset[at]; r < lists.offset[at + 1]; ++r)
+        if (lists.runs[r].count % box != 0 && lists.runs[r].begin + lists.runs[r].count != keys_end) return false;
+    return true;
+  };
+  return fits(128) ? 128 : fits(64) ? 64 : 0;
 }
 
 ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool hopper) {
@@ -190,6 +208,7 @@ AttentionListsPtr CudaBackend::prepare_lists(const QueryTiles& tiles, const KeyL
         {.first = first, .keys = static_cast<int>(static_cast<std::int64_t>(keys.size()) - first), .unused = 0});
     keys.resize(static_cast<std::size_t>(aligned_keys(static_cast<std::int64_t>(keys.size()))));
   }
+  out->box_keys = box_keys_of(lists, out->most_key);
   out->lists = lists.lists;
   out->list_tiles = lists.tiles;
   out->tiles = put_tiles(tiles, [this](const void* x, DType type, std::int64_t count) { return kept(x, type, count); });
@@ -212,6 +231,8 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
   call.keys = address<std::int32_t>(own.keys);
   call.list_tiles = own.list_tiles;
   call.own_lists = own.lists > 1;
+  call.box_keys = older_.boxes ? 0 : own.box_keys;
+  call.keys_end = own.most_key;
   list_attention(call, stream_);
 }
 
@@ -255,7 +276,37 @@ AttentionRecipePtr CudaBackend::prepare_recipe(const ListRecipe& recipe) {
   return out;
 }
 
+namespace {
+
+void check_resize(const Tensor& out, const Tensor& cache, Grid from, Grid to) {
+  if (out.dim(1) != to.tokens() || cache.dim(1) != from.tokens() || cache.dim(0) != out.dim(0))
+    throw Error(ErrorKind::usage,
+                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()), from.h,
+                            from.w, to_string(out.shape()), to.h, to.w));
+}
+
+}  // namespace
+
 void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) {
+  follow_recipe(args, recipe, choice, pairs, {});
+}
+
+void CudaBackend::attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice,
+                                          Tensor& pairs, const Tensor& cache, const TokenMap& from,
+                                          const TokenMap& to) {
+  check_resize(args.out, cache, from.grid, to.grid);
+  // The kernel adds to what it writes: to all tokens, then, which lie row by row.
+  const DeviceTiles& tiles = dynamic_cast<const CudaRecipe&>(recipe).tiles;
+  const bool all = tiles.queries == to.grid.tokens() && tiles.rows.size() == to.grid.tokens();
+  if (older_.epilogue || !all || !from.by_rows() || !to.by_rows() || !hopper_ || args.q.dtype() != DType::bf16 ||
+      cache.dtype() != DType::bf16 || !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) ||
+      cache.size() / cache.dim(0) >= (1LL << 31))
+    return Backend::attention_with_residual(args, recipe, choice, pairs, cache, from, to);
+  follow_recipe(args, recipe, choice, pairs, {.cache = cache.raw(), .from = from.grid, .to = to.grid});
+}
+
+void CudaBackend::follow_recipe(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
+                                const ResizedResidual& residual) {
   const auto& own = dynamic_cast<const CudaRecipe&>(recipe);
   check_args(args, own.keys);
   const std::int64_t lists = args.q.dim(0) * args.q.dim(1);
@@ -266,7 +317,7 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
                             to_string(choice.shape()), own.chosen, own.tiles.queries, to_string(args.q.shape())));
   if (args.q.dtype() == DType::bf16 && !fits_tensor_cores(args.q.dim(3)))
     return attend_in_f32(args, converted(args.out, DType::f32),
-                         [&](AttentionArgs& wide) { attention(wide, recipe, choice, pairs); });
+                         [&](AttentionArgs& wide) { follow_recipe(wide, recipe, choice, pairs, {}); });
   Tensor ranges = empty(DType::u8, {lists * own.list_tiles * static_cast<std::int64_t>(sizeof(KeyRange))});
   Tensor keys = empty(DType::i32, {lists, own.list_tiles, own.capacity});
   if (!computes()) return;
@@ -284,60 +335,100 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, 
                      .capacity = own.capacity,
                      .ranges = reinterpret_cast<KeyRange*>(ranges.raw()),
                      .list_keys = keys.data<std::int32_t>(),
-                     .pairs = pairs.defined() ? reinterpret_cast<unsigned long long*>(pairs.raw()) : nullptr},
+                     .pairs = pairs.defined() ? reinterpret_cast<unsigned long long*>(pairs.raw()) : nullptr,
+                     .staged = !older_.lists},
                     stream_);
   ListAttention call = call_of(args, own.tiles, hopper_);
   call.ranges = reinterpret_cast<const KeyRange*>(ranges.raw());
   call.keys = keys.data<std::int32_t>();
   call.list_tiles = own.list_tiles;
   call.own_lists = true;
+  call.residual = residual;
+  list_attention(call, stream_);
+}
+
+/// Tiles of `per_tile` queries and all keys, in `parts` parts: part p writes behind the outputs of the parts before.
+const CudaBackend::Parts& CudaBackend::parts_of(int queries, int keys, int parts, int per_tile) {
+  Parts& known = parts_[{queries, keys, parts, per_tile}];
+  if (known.rows.defined()) return known;
+  const QueryTiles tiles = row_tiles(queries, per_tile);
+  std::vector<TileRows> pieces;
+  std::vector<KeyRange> ranges;
+  std::vector<std::int32_t> all(static_cast<std::size_t>(aligned_keys(keys)));
+  for (int i = 0; i < keys; ++i) all[i] = i;
+  for (int p = 0; p < parts; ++p) {
+    const std::int64_t begin = p == 0 ? 0 : ranges.back().first + ranges.back().keys;
+    const std::int64_t end = p + 1 == parts ? keys : whole_stages(std::int64_t{keys} * (p + 1) / parts);
+    ranges.push_back({.first = begin, .keys = static_cast<int>(end - begin), .unused = 0});
+    for (int t = 0; t < tiles.count(); ++t)
+      pieces.push_back({.first_query = tiles.offset[t], .queries = tiles.rows_in(t), .list = p, .shift = p * queries});
+  }
+  known.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
+  known.ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
+  known.keys = kept(all.data(), DType::i32, static_cast<std::int64_t>(all.size()));
+  known.rows = kept(tiles.rows.data(), DType::i32, queries);
+  known.count = parts * tiles.count();
+  return known;
+}
+
+/// `rows`: of the queries, where it is defined, or else all; there are `queries` of them.
+void CudaBackend::attend_parts(const AttentionArgs& args, int queries, int keys, int parts, int per_tile,
+                               const LogitRows& logits, const Tensor& rows) {
+  const Parts& known = parts_of(queries, keys, parts, per_tile);
+  if (!computes()) return;
+  ListAttention call = call_of(args, {}, hopper_);
+  call.tiles = address<TileRows>(known.pieces);
+  call.ranges = address<KeyRange>(known.ranges);
+  call.rows = address<std::int32_t>(rows.defined() ? rows : known.rows);
+  call.in_order = rows.defined();
+  call.keys = address<std::int32_t>(known.keys);
+  call.tile_count = known.count;
+  call.list_tiles = parts;
+  call.most_queries = std::min(queries, per_tile);
+  call.logits = logits;
+  call.box_keys = older_.boxes ? 0 : parts == 1 ? 128 : LogitRows::kStage;
+  call.keys_end = keys;
   list_attention(call, stream_);
 }
 
 /// Dense attention of few queries, whose keys are shared out in parts that different multiprocessors take.
-void CudaBackend::attend_in_parts(AttentionArgs& args, int keys) {
+void CudaBackend::attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits, const Tensor& rows) {
   constexpr int kPartsWanted = 264;  // two for each multiprocessor of an H100
   constexpr int kLeastKeys = 512;
   const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
-  const auto queries = static_cast<int>(args.q.dim(2));
-  const QueryTiles tiles = row_tiles(queries, 64);
-  const int parts =
-      static_cast<int>(std::clamp<std::int64_t>(kPartsWanted / (heads * tiles.count()), 1, keys / kLeastKeys));
-  Parts& known = parts_[{queries, keys, parts}];
-  if (!known.rows.defined()) {
-    std::vector<TileRows> pieces;
-    std::vector<KeyRange> ranges;
-    std::vector<std::int32_t> all(static_cast<std::size_t>(aligned_keys(keys)));
-    for (int i = 0; i < keys; ++i) all[i] = i;
-    for (int p = 0; p < parts; ++p) {
-      const std::int64_t begin = p == 0 ? 0 : ranges.back().first + ranges.back().keys;
-      const std::int64_t end = p + 1 == parts ? keys : aligned_keys(std::int64_t{keys} * (p + 1) / parts);
-      ranges.push_back({.first = begin, .keys = static_cast<int>(end - begin), .unused = 0});
-      for (int t = 0; t < tiles.count(); ++t)
-        pieces.push_back(
-            {.first_query = tiles.offset[t], .queries = tiles.rows_in(t), .list = p, .shift = p * queries});
-    }
-    known.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
-    known.ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
-    known.keys = kept(all.data(), DType::i32, static_cast<std::int64_t>(all.size()));
-    known.rows = kept(tiles.rows.data(), DType::i32, queries);
-  }
+  const auto queries = static_cast<int>(args.statistics.dim(2));
+  const std::int64_t tiles = (queries + 63) / 64;
+  const int parts = static_cast<int>(std::clamp<std::int64_t>(kPartsWanted / (heads * tiles), 1, keys / kLeastKeys));
   AttentionArgs split = args;
   split.out = empty(args.out.dtype(), {args.q.dim(0), std::int64_t{parts} * queries, args.q.dim(1), args.q.dim(3)});
   split.statistics = empty(DType::f32, {args.q.dim(0), args.q.dim(1), std::int64_t{parts} * queries, 2});
-  if (!computes()) return;
-  ListAttention call = call_of(split, {}, hopper_);
-  call.tiles = address<TileRows>(known.pieces);
-  call.ranges = address<KeyRange>(known.ranges);
-  call.rows = address<std::int32_t>(known.rows);
-  call.keys = address<std::int32_t>(known.keys);
-  call.tile_count = parts * tiles.count();
-  call.list_tiles = parts;
-  call.most_queries = std::min(queries, 64);
-  list_attention(call, stream_);
-  merge_parts(split.out.raw(), split.statistics.data<float>(), args.out.dtype(), static_cast<int>(args.q.dim(0)),
-              static_cast<int>(args.q.dim(1)), static_cast<int>(args.q.dim(3)), queries, parts, args.out.raw(),
-              args.statistics.data<float>(), stream_);
+  attend_parts(split, queries, keys, parts, 64, logits, rows);
+  if (computes())
+    merge_parts(split.out.raw(), split.statistics.data<float>(), args.out.dtype(), static_cast<int>(args.q.dim(0)),
+                static_cast<int>(args.q.dim(1)), static_cast<int>(args.q.dim(3)), queries, parts, args.out.raw(),
+                args.statistics.data<float>(), stream_);
+}
+
+/// Queries of a tile with which attend_parts is likely to be faster than cuDNN: in the middle between so few that
+/// neither fills a GPU, and so many that cuDNN's larger tiles gain. 0: none.
+int CudaBackend::tile_for_all_keys(const AttentionArgs& args, int keys) const {
+  constexpr double kMostWork = 8e9;  // multiply-adds of a product
+  constexpr double kFilled = 0.7;    // of the blocks of the last round
+  constexpr double kWide = 1.3;      // how much faster 128 queries that share keys are done than twice 64
+  const auto dim = static_cast<int>(args.q.dim(3));
+  const auto heads = static_cast<double>(args.q.dim(0) * args.q.dim(1));
+  const auto queries = static_cast<int>(args.q.dim(2));
+  if (older_.dense || !hopper_ || args.q.dtype() != DType::bf16 || !hopper_takes_heads_of(dim) ||
+      heads * queries * keys * dim > kMostWork)
+    return 0;
+  // Rounds of 128 queries on every multiprocessor.
+  const auto rounds = [&](int tile) {
+    return heads * ((queries + tile - 1) / tile) * tile / 128 / gpu_.multiprocessors;
+  };
+  const double narrow = std::ceil(rounds(64)), wide = std::ceil(rounds(128)) / kWide;
+  const int tile = wide < narrow ? 128 : 64;
+  const double useful = heads * queries / 128 / gpu_.multiprocessors;
+  return useful / std::ceil(rounds(tile)) >= kFilled ? tile : 0;
 }
 
 Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) {
@@ -395,11 +486,41 @@ Tensor CudaBackend::select_keys(const Tensor& sums, const std::vector<int>& coun
   return out;
 }
 
+Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows,
+                                      const QueryTiles& groups, int keys, const std::vector<int>& counts) {
+  check_args(args, keys);
+  bool single = true;
+  for (int g = 0; g < groups.count(); ++g) single = single && groups.rows_in(g) == 1;
+  const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
+  const std::int64_t stride = whole_stages(keys);
+  if (older_.choice || !hopper_ || !single || counts.size() != 1 || counts[0] > ChooseOfLogits::kMostChosen ||
+      stride > ChooseOfLogits::kMostKeys || args.q.dtype() != DType::bf16 ||
+      !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) || !shares_out_keys(args, keys))
+    return Backend::attend_and_choose(args, rows, groups, keys, counts);
+  const std::int64_t queries = args.statistics.dim(2);
+  const Tensor row_of = kept_rows(groups.rows);
+  Tensor choice = empty(DType::i32, {heads, groups.count(), counts[0]});
+  Tensor logits = empty(DType::f32, {heads, queries, stride});
+  Tensor largest = empty(DType::f32, {heads, queries, stride / LogitRows::kGroup});
+  const LogitRows logit_rows{.queries = static_cast<int>(queries),
+                             .logits = logits.data<float>(),
+                             .largest = largest.data<float>(),
+                             .stride = stride};
+  attend_in_parts(args, keys, logit_rows, rows.empty() ? Tensor() : kept_rows(rows));
+  if (computes())
+    choose_of_logits({.rows = logit_rows,
+                      .lists = static_cast<int>(heads),
+                      .groups = groups.count(),
+                      .keys = keys,
+                      .chosen = counts[0],
+                      .row_of = row_of.data<std::int32_t>(),
+                      .choice = choice.data<std::int32_t>()},
+                     stream_);
+  return choice;
+}
+
 void CudaBackend::add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) {
-  if (out.dim(1) != to.grid.tokens() || cache.dim(1) != from.grid.tokens() || cache.dim(0) != out.dim(0))
-    throw Error(ErrorKind::usage,
-                fmt::format("cache {} of a {}x{} map does not fit {} of a {}x{} map", to_string(cache.shape()),
-                            from.grid.h, from.grid.w, to_string(out.shape()), to.grid.h, to.grid.w));
+  check_resize(out, cache, from.grid, to.grid);
   if (computes())
     cuda::add_resized(out.raw(), out.dtype(), cache.raw(), cache.dtype(), static_cast<int>(out.dim(0)),
                       out.size() / (out.dim(0) * out.dim(1)), from, to, stream_);
@@ -412,6 +533,17 @@ Tensor CudaBackend::gather_rows(const Tensor& x, const std::vector<std::int32_t>
   if (computes())
     cuda::gather_rows(x.raw(), x.dtype(), static_cast<int>(x.dim(0)), static_cast<int>(x.dim(1)), x.dim(2) * x.dim(3),
                       there.data<std::int32_t>(), static_cast<int>(count), out.data<float>(), stream_);
+  return out;
+}
+
+Tensor CudaBackend::minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) {
+  if (older_.residual || x.dtype() != compute_ || of.dtype() != compute_) return Backend::minus_rows(x, of, rows);
+  const Tensor there = kept_rows(rows);
+  Tensor out = empty(compute_, x.shape());
+  if (computes())
+    cuda::minus_rows(x.raw(), of.raw(), compute_, static_cast<int>(of.dim(0)), static_cast<int>(of.dim(1)),
+                     of.dim(2) * of.dim(3), there.data<std::int32_t>(), static_cast<int>(rows.size()), out.raw(),
+                     stream_);
   return out;
 }
 

@@ -93,6 +93,7 @@ CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<Cu
       gpu_(std::move(gpu)),
       planning_(options.planning),
       hopper_(options.hopper),
+      older_(options.older),
       dry_(options.planning),
       cublas_(std::move(cublas)),
       why_no_cudnn_(options.cudnn ? "" : "not asked for") {
@@ -107,7 +108,8 @@ CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<Cu
   weights_ = Pool::on_device(0, kWeightStep);
   working_ = Pool::on_device(0, kWorkingStep);
   workspace_ = weights_->take(Gemms::kWorkspaceBytes);
-  gemms_ = std::make_unique<Gemms>(*cublas_, stream_);
+  gemms_ = std::make_unique<Gemms>(*cublas_, stream_, options.choices,
+                                   fmt::format("{}, {} multiprocessors", gpu_.name, gpu_.multiprocessors));
 }
 
 CudaBackend::~CudaBackend() {
@@ -261,6 +263,7 @@ std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options, std::stri
                                                        .name = properties.name,
                                                        .major = properties.major,
                                                        .minor = properties.minor,
+                                                       .multiprocessors = properties.multiProcessorCount,
                                                        .free_bytes = static_cast<std::int64_t>(available),
                                                        .total_bytes = static_cast<std::int64_t>(total)},
                                              std::move(cublas));

@@ -5,9 +5,10 @@
 // its keys are read from the L2 cache. The division of work follows FlashAttention-3 (arXiv 2407.08608), section 3.
 #include <algorithm>
 
-#include "backend/cuda/kernels/attention_tile.cuh"
+#include "backend/cuda/kernels/attention_output.cuh"
 #include "backend/cuda/kernels/hopper.cuh"
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/tensor_map.cuh"
 #include "backend/cuda/kernels/wgmma.cuh"
 
 namespace sparvar::cuda {
@@ -121,6 +122,21 @@ struct Eight {
   }
 };
 
+/// Queries of a tile to shared memory, 16 bytes a time: `chunk` of eight rows from `row` on.
+template <typename S, int kGroups>
+__device__ inline void gather_queries(const ListAttention& a, const bf16* q, const TileRows& tile, unsigned to,
+                                      int chunk, int row, int dim) {
+#pragma unroll 1
+  for (int group = 0; group < kGroups; ++group)
+#pragma unroll 4
+    for (int i = 0; i < 8; ++i) {
+      const int at = group * 64 + row + i;
+      const bool there = at < tile.queries;
+      const int query = there ? __ldg(a.rows + tile.first_query + at) : 0;
+      copy_async(to + group * S::kTileBytes + i * 128 + (chunk % 8 ^ i) * 16, q + std::int64_t{query} * dim, there);
+    }
+}
+
 template <int kDim, int kGroups>
 __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers barriers) {
   using S = Shape<kDim, kGroups>;
@@ -144,16 +160,7 @@ __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers 
     ahead.load(keys, row, count);
     wait_barrier(barriers.queries_empty(), query_turn ^ 1U);
     query_turn ^= 1U;
-    if (copies)
-#pragma unroll 1
-      for (int group = 0; group < kGroups; ++group)
-#pragma unroll 4
-        for (int i = 0; i < 8; ++i) {
-          const int at = group * 64 + row + i;
-          const bool there = at < tile.queries;
-          const int query = there ? __ldg(a.rows + tile.first_query + at) : 0;
-          copy_async(memory + group * S::kTileBytes + query_place + swizzled(i), q + std::int64_t{query} * kDim, there);
-        }
+    if (copies) gather_queries<S, kGroups>(a, q, tile, memory + query_place, chunk, row, kDim);
     arrive_after_copies(barriers.queries_full());
     for (int first = 0; first < count; first += 64) {  // halves of a stage of 128
       const int half = first % S::kStageKeys;
@@ -178,69 +185,45 @@ __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers 
   wait_copies<0>();
 }
 
-/// Four lanes hold two channels each of four blocks of eight: afterwards each holds the eight channels of one block,
-/// its lane's.
-__device__ inline uint4 whole_block(const unsigned (&x)[4]) {
-  const int lane = static_cast<int>(threadIdx.x);
-  const bool upper = (lane & 2) != 0;
-  const bool odd = (lane & 1) != 0;
-  const unsigned far0 = __shfl_xor_sync(0xffffffffU, upper ? x[0] : x[2], 2);
-  const unsigned far1 = __shfl_xor_sync(0xffffffffU, upper ? x[1] : x[3], 2);
-  const unsigned own0 = upper ? x[2] : x[0];
-  const unsigned own1 = upper ? x[3] : x[1];
-  // Of blocks 2 (lane / 2) and the next: the words of the lanes below, and above, the middle of the four.
-  const unsigned low0 = upper ? far0 : own0, high0 = upper ? own0 : far0;
-  const unsigned low1 = upper ? far1 : own1, high1 = upper ? own1 : far1;
-  const unsigned low_far = __shfl_xor_sync(0xffffffffU, odd ? low0 : low1, 1);
-  const unsigned high_far = __shfl_xor_sync(0xffffffffU, odd ? high0 : high1, 1);
-  const unsigned low_own = odd ? low1 : low0;
-  const unsigned high_own = odd ? high1 : high0;
-  return odd ? make_uint4(low_far, low_own, high_far, high_own) : make_uint4(low_own, low_far, high_own, high_far);
-}
-
-/// One query's output, of the four lanes that hold it together. `row` may be negative: nothing is written.
-template <int kDim>
-__device__ inline void write_row(const float (&out)[kDim / 8][4], int half, float inverse, bf16* to, bool there) {
-  const int lane = static_cast<int>(threadIdx.x) % 4;
+/// The same for lists of whole boxes: one thread asks the copy engine for them.
+template <int kDim, int kGroups>
+__device__ inline void fetch_boxes(const ListAttention& a, const CUtensorMap* k, const CUtensorMap* v, unsigned memory,
+                                   Barriers barriers) {
+  using S = Shape<kDim, kGroups>;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  const int chunk = thread % 16;
+  const int row = thread / 16 * 8;
+  const unsigned query_place = chunk / 8 * S::kQueryPanel + row * 128;
+  Ring<S::kStages> ring;
+  unsigned query_turn = 0;
+  for (Work work(a); !work.done(); work.advance()) {
+    const bf16* const q = static_cast<const bf16*>(a.q) + work.index * std::int64_t{a.queries} * kDim + chunk * 8;
+    const std::int32_t* const keys = a.keys + work.range.first;
+    const int count = work.range.keys;
+    int next = thread == 0 && count > 0 ? keys[0] : 0;
+    wait_barrier(barriers.queries_empty(), query_turn ^ 1U);
+    query_turn ^= 1U;
+    if (chunk < kDim / 8) gather_queries<S, kGroups>(a, q, work.tile, memory + query_place, chunk, row, kDim);
+    arrive_after_copies(barriers.queries_full());
+    if (thread == 0)
+      for (int first = 0; first < count; first += S::kStageKeys) {
+        const int key = next;
+        if (first + S::kStageKeys < count) next = keys[first + S::kStageKeys];
+        const unsigned full = barriers.full(ring.stage);
+        const unsigned to = memory + S::kQueryBytes + ring.stage * S::kStageBytes;
+        wait_barrier(barriers.empty(ring.stage), ring.turn ^ 1U);
+        arrive_expecting(full, S::kStageBytes);
 #pragma unroll
-  for (int d = 0; d < kDim / 32; ++d) {
-    unsigned words[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      words[j] = pack(out[4 * d + j][2 * half] * inverse, out[4 * d + j][2 * half + 1] * inverse);
-    const uint4 block = whole_block(words);
-    if (there) *reinterpret_cast<uint4*>(to + (4 * d + lane) * 8) = block;
+        for (int panel = 0; panel < S::kPanels; ++panel) {
+          copy_box(to + panel * S::kKeyPanel, k, panel * 64, key, work.index, full);
+          copy_box(to + S::kValues + panel * S::kKeyPanel, v, panel * 64, key, work.index, full);
+        }
+        ring.advance();
+      }
+    __syncwarp();  // lanes that wait for the next queries would keep the one that fetches from going on
   }
-#pragma unroll
-  for (int d = kDim / 32 * 4; d < kDim / 8; ++d)
-    if (there)
-      *reinterpret_cast<unsigned*>(to + d * 8 + lane * 2) =
-          pack(out[d][2 * half] * inverse, out[d][2 * half + 1] * inverse);
-}
-
-template <int kDim>
-__device__ inline void write_tile(const ListAttention& a, const Running<kDim>& r, int index, const TileRows& tile,
-                                  int first_row) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int batch = index / a.heads;
-  const int head = index - batch * a.heads;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float sum = r.sum[half];
-    sum += __shfl_xor_sync(0xffffffffU, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffU, sum, 2);
-    const int row = first_row + lane / 4 + 8 * half;
-    const bool there = row < tile.queries;
-    const std::int64_t query = there ? __ldg(a.rows + tile.first_query + row) + tile.shift : 0;
-    bf16* const to =
-        static_cast<bf16*>(a.out) + ((std::int64_t{batch} * a.out_queries + query) * a.heads + head) * kDim;
-    write_row<kDim>(r.out, half, sum > 0 ? 1.0F / sum : 0.0F, to, there);
-    if (a.statistics != nullptr && lane % 4 == 0 && there) {
-      float* const statistics = a.statistics + (index * std::int64_t{a.out_queries} + query) * 2;
-      statistics[0] = r.largest[half] * kLn2;
-      statistics[1] = sum;
-    }
-  }
+  commit_copies();
+  wait_copies<0>();
 }
 
 template <typename S, int kSteps>
@@ -281,7 +264,7 @@ __device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&
   commit_products();
 }
 
-template <int kDim, int kGroups>
+template <int kDim, int kGroups, bool kLogits>
 __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers barriers) {
   using S = Shape<kDim, kGroups>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -306,6 +289,11 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
     unsigned p[S::kStageKeys / 16][4];
     float shrink[2];
     const float scale = a.scale * kLog2E;
+    int logit_rows[2] = {-1, -1};
+    if constexpr (kLogits)
+      for (int half = 0; half < 2; ++half)
+        if (const int row = warp * 16 + lane / 4 + 8 * half; row < tile.queries)
+          logit_rows[half] = work.index * a.logits.queries + tile.first_query + row;
     const auto begin_stage = [&] {
       wait_barrier(barriers.full(ring.stage), ring.turn);
       show_to_products();
@@ -322,6 +310,7 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
       wait_products<0>();
       turns.pass();
       settle(s);
+      if constexpr (kLogits) write_logits(a, s, logit_rows, work.range.first, count);
       weigh(running, s, scale, count, shrink);
       pack_weights(p, s);
     }
@@ -336,6 +325,8 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
         wait_products<1>();
         turns.pass();
         settle(s);
+        if constexpr (kLogits)
+          write_logits(a, s, logit_rows, work.range.first + (count - left) + S::kStageKeys, left - S::kStageKeys);
         weigh(running, s, scale, left - S::kStageKeys, shrink);
         wait_products<0>();
         settle(running.out);
@@ -362,9 +353,9 @@ __device__ inline void attend(const ListAttention& a, unsigned memory, Barriers 
 
 #endif  // Hopper
 
-template <int kDim, int kGroups>
-__global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
-    attend_lists_hopper(const ListAttention a) {
+/// kLogits: they are written too. With maps of k and v, lists are of whole boxes.
+template <int kDim, int kGroups, bool kLogits, bool kBoxes>
+__device__ inline void attend_lists(const ListAttention& a, const CUtensorMap* k, const CUtensorMap* v) {
 #if __CUDA_ARCH__ >= 900
   using S = Shape<kDim, kGroups>;
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -374,7 +365,7 @@ __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim,
     init_barrier(barriers.queries_full(), 128);
     init_barrier(barriers.queries_empty(), 4 * kGroups);
     for (int i = 0; i < S::kStages; ++i) {
-      init_barrier(barriers.full(i), 128);
+      init_barrier(barriers.full(i), kBoxes ? 1 : 128);
       init_barrier(barriers.empty(i), 4 * kGroups);
     }
     publish_barriers();
@@ -383,24 +374,79 @@ __global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim,
   wait_for_earlier();
   if (threadIdx.x >= 128 * kGroups) {
     give_registers<kGathererRegisters>();
-    gather<kDim, kGroups>(a, memory, barriers);
+    if constexpr (kBoxes)
+      fetch_boxes<kDim, kGroups>(a, k, v, memory, barriers);
+    else
+      gather<kDim, kGroups>(a, memory, barriers);
   } else {
     take_registers<kMultiplierRegisters<kGroups>>();
-    attend<kDim, kGroups>(a, memory, barriers);
+    attend<kDim, kGroups, kLogits>(a, memory, barriers);
   }
 #endif
 }
 
+template <int kDim, int kGroups, bool kLogits>
+__global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
+    attend_lists_hopper(const ListAttention a) {
+  attend_lists<kDim, kGroups, kLogits, false>(a, nullptr, nullptr);
+}
+
+template <int kDim, int kGroups, bool kLogits>
+__global__ void __launch_bounds__((Shape<kDim, kGroups>::kThreads), (Shape<kDim, kGroups>::kBlocks))
+    attend_boxes_hopper(const __grid_constant__ CUtensorMap k, const __grid_constant__ CUtensorMap v,
+                        const ListAttention a) {
+  attend_lists<kDim, kGroups, kLogits, true>(a, &k, &v);
+}
+
 template <int kDim, int kGroups>
+unsigned blocks_of(const ListAttention& args) {
+  const int items = args.batch * args.heads * args.tile_count;
+  return static_cast<unsigned>(std::min(items, multiprocessors() * Shape<kDim, kGroups>::kBlocks));
+}
+
+template <int kDim, int kGroups, bool kLogits = false>
 void launch(const ListAttention& args, cudaStream_t stream) {
   using S = Shape<kDim, kGroups>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups>,
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_lists_hopper<kDim, kGroups, kLogits>,
                                                           cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
-  const int items = args.batch * args.heads * args.tile_count;
-  const auto blocks = static_cast<unsigned>(std::min(items, multiprocessors() * S::kBlocks));
-  launch_early(attend_lists_hopper<kDim, kGroups>, blocks, S::kThreads, S::kSharedBytes, stream, 1, args);
+  launch_early(attend_lists_hopper<kDim, kGroups, kLogits>, blocks_of<kDim, kGroups>(args), S::kThreads,
+               S::kSharedBytes, stream, 1, args);
   check_launch("attention of lists (Hopper)");
+}
+
+/// Boxes of 64 channels by the keys of a stage of k or v [B * H, capacity, D]; what lies behind the last key or channel
+/// is zeros.
+CUtensorMap map_of(const void* matrix, const ListAttention& a, int stage_keys) {
+  CUtensorMap map{};
+  const auto dim = static_cast<cuuint64_t>(a.dim);
+  const cuuint64_t sizes[3] = {dim, static_cast<cuuint64_t>(a.keys_end), static_cast<cuuint64_t>(a.batch * a.heads)};
+  const cuuint64_t strides[2] = {dim * sizeof(bf16), static_cast<cuuint64_t>(a.capacity) * dim * sizeof(bf16)};
+  const cuuint32_t box[3] = {64, static_cast<cuuint32_t>(stage_keys), 1};
+  const cuuint32_t steps[3] = {1, 1, 1};
+  const CUresult status =
+      tensor_map_encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(matrix), sizes, strides, box,
+                           steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) throw Error(ErrorKind::system, "CUDA: a tensor map of keys was refused");
+  return map;
+}
+
+template <int kDim, int kGroups, bool kLogits = false>
+void launch_boxes(const ListAttention& args, cudaStream_t stream) {
+  using S = Shape<kDim, kGroups>;
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend_boxes_hopper<kDim, kGroups, kLogits>,
+                                                          cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes);
+  (void)allowed;  // a refusal shows at the launch
+  launch_early(attend_boxes_hopper<kDim, kGroups, kLogits>, blocks_of<kDim, kGroups>(args), S::kThreads,
+               S::kSharedBytes, stream, 1, map_of(args.k, args, S::kStageKeys), map_of(args.v, args, S::kStageKeys),
+               args);
+  check_launch("attention of boxes (Hopper)");
+}
+
+/// Are lists whole stages of this many keys, and is there a copy engine to fetch them?
+bool in_boxes(const ListAttention& args, int stage_keys) {
+  return args.box_keys > 0 && args.box_keys % stage_keys == 0 && tensor_map_encoder() != nullptr;
 }
 
 }  // namespace
@@ -411,12 +457,14 @@ bool hopper_takes_heads_of(int dim) {
 
 void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
   with_head_dim(args.dim, [&](auto dim) {
-    if (args.most_queries <= 64)
-      launch<dim, 1>(args, stream);
+    if (args.logits.logits != nullptr)
+      in_boxes(args, LogitRows::kStage) ? launch_boxes<dim, 1, true>(args, stream) : launch<dim, 1, true>(args, stream);
     else if (args.most_queries > 128)
       launch<dim, 3>(args, stream);
+    else if (args.most_queries > 64)
+      in_boxes(args, Shape<dim, 2>::kStageKeys) ? launch_boxes<dim, 2>(args, stream) : launch<dim, 2>(args, stream);
     else
-      launch<dim, 2>(args, stream);
+      in_boxes(args, Shape<dim, 1>::kStageKeys) ? launch_boxes<dim, 1>(args, stream) : launch<dim, 1>(args, stream);
   });
 }
 

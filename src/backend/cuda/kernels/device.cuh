@@ -25,6 +25,13 @@ __device__ inline T rounded(float x) {
     return x;
 }
 
+/// Unsigned numbers in the order of the floats, below 0xffffffff; NaN is 0.
+__device__ inline unsigned ordered(float x) {
+  if (x != x) return 0;
+  const unsigned bits = __float_as_uint(x);
+  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+}
+
 __device__ inline unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 
 __device__ inline float warp_sum(float x) {

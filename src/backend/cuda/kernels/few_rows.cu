@@ -7,6 +7,7 @@
 #include "backend/cuda/kernels/e4m3.cuh"
 #include "backend/cuda/kernels/hopper.cuh"
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/tensor_map.cuh"
 #include "backend/cuda/kernels/wgmma.cuh"
 
 namespace sparvar::cuda {
@@ -199,26 +200,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // ---------------------------------------------------------------- host
 
-using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
-                                 CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-EncodeTiled encoder() {
-  static const EncodeTiled found = [] {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-    const cudaError_t status =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &result);
-#else
-    const cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &address, cudaEnableDefault, &result);
-#endif
-    const bool good = status == cudaSuccess && result == cudaDriverEntryPointSuccess;
-    return good ? reinterpret_cast<EncodeTiled>(address) : nullptr;
-  }();
-  return found;
-}
-
 /// Boxes of `box` rows by 128 bytes of a matrix [rows, columns] of numbers of type X.
 template <typename X>
 CUtensorMap tensor_map(const void* matrix, int rows, int columns, int box) {
@@ -228,9 +209,9 @@ CUtensorMap tensor_map(const void* matrix, int rows, int columns, int box) {
   const cuuint32_t boxes[2] = {kDepth<X>, static_cast<cuuint32_t>(box)};
   const cuuint32_t steps[2] = {1, 1};
   constexpr auto kType = sizeof(X) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const CUresult status =
-      encoder()(&map, kType, 2, const_cast<void*>(matrix), sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = tensor_map_encoder()(&map, kType, 2, const_cast<void*>(matrix), sizes, strides, boxes, steps,
+                                               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) throw Error(ErrorKind::system, "CUDA: a tensor map was refused");
   return map;
 }
@@ -285,9 +266,9 @@ void launch_result(const FewRows& args, cudaStream_t stream) {
 
 bool supports_few_rows(DType type, std::int64_t rows, std::int64_t in, std::int64_t out) {
   const auto element = type == DType::e4m3 ? 1 : 2;
-  return (type == DType::e4m3 || type == DType::bf16) && launches_overlap() && encoder() != nullptr && rows >= 1 &&
-         rows <= kMostRows && in * element % 16 == 0 && in * element >= kRowBytes && out % 8 == 0 && in < (1 << 30) &&
-         out < (1 << 30);
+  return (type == DType::e4m3 || type == DType::bf16) && launches_overlap() && tensor_map_encoder() != nullptr &&
+         rows >= 1 && rows <= kMostRows && in * element % 16 == 0 && in * element >= kRowBytes && out % 8 == 0 &&
+         in < (1 << 30) && out < (1 << 30);
 }
 
 void few_rows(const FewRows& args, cudaStream_t stream) {

@@ -61,6 +61,16 @@ __device__ inline void copy_tile(unsigned to, const CUtensorMap* map, int column
       : "memory");
 }
 
+/// A box of one of several matrices.
+__device__ inline void copy_box(unsigned to, const CUtensorMap* map, int column, int row, int matrix,
+                                unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+          "r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
+      : "memory");
+}
+
 // ---------------------------------------------------------------- registers of warpgroups
 template <int kRegisters>
 __device__ inline void give_registers() {

@@ -168,6 +168,22 @@ struct alignas(16) KeyRange {
   std::int64_t first = 0;
   std::int32_t keys = 0, unused = 0;
 };
+/// Logits of queries, in the order that threads of attention_hopper.cu hold them: 64 keys after 64, of which the four
+/// eights of either half are those of four threads (logit_choice.cu: key_at).
+struct LogitRows {
+  static constexpr int kStage = 64;
+  static constexpr int kGroup = 8;
+  int queries = 0;           // of a head: row i is the logits of ListAttention::rows[i]
+  float* logits = nullptr;   // [B * H, queries, stride]; NaN where there is no key
+  float* largest = nullptr;  // [B * H, queries, stride / kGroup]: of each group; NaN counts for nothing
+  std::int64_t stride = 0;   // a multiple of kStage
+};
+/// What attention_hopper.cu adds to its outputs, which are the tokens of `to`: the bilinear resize of bf16
+/// [B, from.tokens, H, D], as add_resized would.
+struct ResizedResidual {
+  const void* cache = nullptr;  // null: nothing
+  Grid from = {}, to = {};
+};
 struct ListAttention {
   const void* q = nullptr;  // [B, H, queries, D]
   const void* k = nullptr;  // [B, H, capacity, D]
@@ -186,6 +202,15 @@ struct ListAttention {
   float scale = 1;
   float* statistics = nullptr;  // f32 [B, H, out_queries, 2], or null
   bool hopper = true;           // attention_hopper.cu where it can; false: the kernel of sm_80
+  /// What is written of them, where `logits` is given: attention_hopper.cu only, tiles of up to 64 queries, and lists
+  /// of keys in a row, where keys[first] is first, a multiple of LogitRows::kStage.
+  LogitRows logits = {};
+  bool in_order = false;  // what is made of query rows[i] is row i of the output; attention_hopper.cu only
+  /// Not 0: lists are whole boxes of so many keys in a row, in boxes of the list, but for the last one, which may end
+  /// at keys_end, behind the last key of all. Such keys are fetched by Hopper's copy engine.
+  int box_keys = 0;
+  int keys_end = 0;
+  ResizedResidual residual = {};
 };
 /// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.
 void list_attention(const ListAttention& args, cudaStream_t stream);
@@ -249,13 +274,30 @@ struct BuildLists {
   KeyRange* ranges = nullptr;              // [lists, tiles]
   std::int32_t* list_keys = nullptr;       // [lists, tiles, capacity]
   unsigned long long* pairs = nullptr;     // += queries times keys of every list, or null
+  bool staged = true;                      // false: written key by key, as it was at first
 };
 void build_lists(const BuildLists& args, cudaStream_t stream);
+
+// ---------------------------------------------------------------- logit_choice.cu
+/// What select_keys chooses where every group is one query: the keys of its largest logits, in no order.
+struct ChooseOfLogits {
+  static constexpr int kMostKeys = 12288;
+  static constexpr int kMostChosen = 640;
+  LogitRows rows;
+  int lists = 0, groups = 0, keys = 0;
+  int chosen = 0;                        // of `keys`, at most all of them
+  const std::int32_t* row_of = nullptr;  // device [groups]: the query of each
+  std::int32_t* choice = nullptr;        // [lists, groups, chosen]
+};
+void choose_of_logits(const ChooseOfLogits& args, cudaStream_t stream);
 
 // ---------------------------------------------------------------- rows.cu
 /// out [B, rows, H, D] f32 = rows of x [B, n, H, D] of `type`.
 void gather_rows(const void* x, DType type, int batch, int n, std::int64_t width, const std::int32_t* rows, int count,
                  float* out, cudaStream_t stream);
+/// out = x - rows of `of` [B, n, width]; x and out [B, rows, width], all of `type`.
+void minus_rows(const void* x, const void* of, DType type, int batch, int n, std::int64_t width,
+                const std::int32_t* rows, int count, void* out, cudaStream_t stream);
 /// out [heads, rows, D] = rows of x [heads, n, D], both of `type`.
 void gather_head_rows(const void* x, DType type, std::int64_t heads, int n, int dim, const std::int32_t* rows,
                       int count, void* out, cudaStream_t stream);

@@ -8,19 +8,13 @@ namespace sparvar::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / 32;
 constexpr int kBins = 2048;
 constexpr unsigned kTaken = 0xffffffffU;  // of a value that was chosen already; no number is ordered as high
 
-/// Unsigned numbers in the order of the floats; NaN is least.
-__device__ inline unsigned ordered(float x) {
-  if (x != x) return 0;
-  const unsigned bits = __float_as_uint(x);
-  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
-}
-
-/// Sum of the values of all threads before this one; `total` of all. All threads call it.
+/// Sum of the values of all threads before this one, of kOfBlock; `total` of all. All threads call it.
+template <int kOfBlock>
 __device__ inline unsigned sum_before(unsigned x, unsigned& total) {
+  constexpr int kWarps = kOfBlock / 32;
   __shared__ unsigned of_warp[kWarps];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -68,7 +62,7 @@ __device__ inline Threshold threshold_of(const unsigned* values, int keys, unsig
     unsigned sum = 0;
     for (int i = 0; i < kBins / kThreads; ++i) sum += bins[top - i];
     unsigned total = 0;
-    unsigned above = sum_before(sum, total);
+    unsigned above = sum_before<kThreads>(sum, total);
     if (above < wanted && wanted <= above + sum) {
       int bin = top;
       while (above + bins[bin] < wanted) above += bins[bin--];
@@ -82,6 +76,8 @@ __device__ inline Threshold threshold_of(const unsigned* values, int keys, unsig
   }
   return {prefix, wanted};
 }
+
+__host__ __device__ inline int words_of(int keys) { return (keys + 31) / 32; }
 
 struct Counts {
   int of[kMostCounts];
@@ -111,8 +107,8 @@ __global__ void __launch_bounds__(kThreads)
       equal += values[i] == threshold.value ? 1 : 0;
     }
     unsigned total = 0;
-    unsigned at = sum_before(larger, total);
-    unsigned ties = sum_before(equal, total);
+    unsigned at = sum_before<kThreads>(larger, total);
+    unsigned ties = sum_before<kThreads>(equal, total);
     for (int i = begin; i < end; ++i) {
       const bool is_equal = values[i] == threshold.value;
       const bool chosen = is_equal ? ties < threshold.ties : values[i] != kTaken && values[i] > threshold.value;
@@ -130,39 +126,48 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads) make_lists(const BuildLists a) {
-  extern __shared__ unsigned words[];
+/// kStaged: a list is put together in shared memory, and written 16 bytes at a time.
+template <int kOfBlock, bool kStaged>
+__global__ void __launch_bounds__(kOfBlock) make_lists(const BuildLists a) {
+  extern __shared__ __align__(16) unsigned words[];
   let_next_start();
   wait_for_earlier();
   const auto tile = static_cast<int>(blockIdx.x);
   const auto list = static_cast<int>(blockIdx.y);
-  const int count = (a.keys + 31) / 32;
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads)
+  const int count = words_of(a.keys);
+  const std::int32_t* const choice = a.choice + (std::int64_t{list} * a.groups + a.group_of[tile]) * a.per_group;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kOfBlock)
     words[i] = a.fixed == nullptr ? 0 : a.fixed[std::int64_t{tile} * count + i];
   __syncthreads();
-  const std::int32_t* const choice = a.choice + (std::int64_t{list} * a.groups + a.group_of[tile]) * a.per_group;
-  for (int i = static_cast<int>(threadIdx.x); i < a.chosen; i += kThreads) {
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < a.chosen; i += kOfBlock) {
     const int key = a.map == nullptr ? choice[i] : a.map[choice[i]];
     if (key >= 0 && key < a.keys) atomicOr(&words[key / 32], 1U << key % 32);
   }
   __syncthreads();
-  const int each = (count + kThreads - 1) / kThreads;
+  const int each = (count + kOfBlock - 1) / kOfBlock;
   const int begin = min(static_cast<int>(threadIdx.x) * each, count);
   const int end = min(begin + each, count);
   unsigned own = 0;
   for (int i = begin; i < end; ++i) own += __popc(words[i]);
   unsigned total = 0;
-  unsigned at = sum_before(own, total);
+  unsigned at = sum_before<kOfBlock>(own, total);
   const std::int64_t place = std::int64_t{list} * a.tiles + tile;
   std::int32_t* const to = a.list_keys + place * a.capacity;
+  auto* const staged = reinterpret_cast<std::int32_t*>(words + (count + 3) / 4 * 4);
   for (int i = begin; i < end; ++i)
     for (unsigned word = words[i]; word != 0; word &= word - 1)
-      if (at < a.capacity) to[at++] = i * 32 + __ffs(static_cast<int>(word)) - 1;
+      if (at < a.capacity) (kStaged ? staged : to)[at++] = i * 32 + __ffs(static_cast<int>(word)) - 1;
+  const auto keys = static_cast<int>(min(std::int64_t{total}, a.capacity));
   if (threadIdx.x == 0) {
-    const auto keys = static_cast<int>(min(std::int64_t{total}, a.capacity));
     a.ranges[place] = {.first = place * a.capacity, .keys = keys, .unused = 0};
     if (a.pairs != nullptr)
       atomicAdd(a.pairs, static_cast<unsigned long long>(keys) * static_cast<unsigned long long>(a.queries[tile]));
+  }
+  if constexpr (kStaged) {
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < (keys + 3) / 4; i += kOfBlock)  // capacity is a multiple of four
+      reinterpret_cast<int4*>(to)[i] = reinterpret_cast<const int4*>(staged)[i];
   }
 }
 
@@ -187,11 +192,16 @@ void select_keys(const float* sums, std::int64_t rows, int keys, const int* coun
 
 void build_lists(const BuildLists& args, cudaStream_t stream) {
   if (args.tiles <= 0 || args.lists <= 0) return;
-  const std::size_t bytes = static_cast<std::size_t>((args.keys + 31) / 32) * sizeof(unsigned);
-  if (args.lists > 65535 || bytes > 48 * 1024)
+  constexpr std::size_t kMostBytes = 48 * 1024;
+  const std::size_t words = static_cast<std::size_t>(words_of(args.keys)) * sizeof(unsigned);
+  const std::size_t staged = (words + 15) / 16 * 16 + static_cast<std::size_t>(args.capacity) * sizeof(std::int32_t);
+  if (args.lists > 65535 || words > kMostBytes)
     throw Error(ErrorKind::usage, "lists of keys on a GPU: 65535 heads and 393216 keys at most");
-  launch_early(make_lists, dim3(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.lists)), kThreads, bytes,
-               stream, 1, args);
+  const dim3 blocks(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.lists));
+  if (args.staged && staged <= kMostBytes - 1024 && args.capacity % 4 == 0)
+    launch_early(make_lists<128, true>, blocks, 128, staged, stream, 1, args);
+  else
+    launch_early(make_lists<512, false>, blocks, 512, words, stream, 1, args);
   check_launch("lists of keys");
 }
 

@@ -1,8 +1,10 @@
 // Rows of maps: gathered, resized and added, put together from parts.
 #include <algorithm>
+#include <type_traits>
 
 #include "backend/cuda/kernels/device.cuh"
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/resize.cuh"
 
 namespace sparvar::cuda {
 namespace {
@@ -21,25 +23,29 @@ __global__ void __launch_bounds__(kThreads) gather(const From* x, std::int64_t n
   }
 }
 
-unsigned some_blocks(std::int64_t count) { return std::min(blocks_for(count, kThreads), 8192U); }
-
-/// Source positions of one place and the weight of the higher: half-pixel centres, clamped.
-struct Tap {
-  int low, high;
-  float weight;
-  __device__ Tap(int i, int from, int to) {
-    const float ratio = static_cast<float>(from) / static_cast<float>(to);
-    const float centre = fmaxf((static_cast<float>(i) + 0.5F) * ratio - 0.5F, 0.0F);
-    low = min(static_cast<int>(centre), from - 1);
-    high = min(low + 1, from - 1);
-    weight = centre - static_cast<float>(low);
-  }
-};
-
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Some {
   T of[kCount];
 };
+
+/// out = x - rows of `of`, kCount channels to a thread.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kThreads) subtract(const T* x, const T* of, std::int64_t n, std::int64_t vectors,
+                                                     const std::int32_t* rows, int count, std::int64_t total, T* out) {
+  let_next_start();
+  wait_for_earlier();
+  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  if (i >= total) return;
+  using V = Some<T, kCount>;
+  const std::int64_t row = i / vectors;
+  V a = reinterpret_cast<const V*>(x)[i];
+  const V b = reinterpret_cast<const V*>(of)[(row / count * n + rows[row % count]) * vectors + i % vectors];
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) a.of[j] = rounded<T>(read(a.of[j]) - read(b.of[j]));
+  reinterpret_cast<V*>(out)[i] = a;
+}
+
+unsigned some_blocks(std::int64_t count) { return std::min(blocks_for(count, kThreads), 8192U); }
 
 /// kCount channels to a thread, a token to blockIdx.y, a picture to blockIdx.z.
 template <typename T, typename Cache, int kCount>
@@ -51,54 +57,60 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= vectors) return;
   const auto token = static_cast<int>(blockIdx.y);
   const int row = token / to.grid.w, column = token % to.grid.w;
-  const Tap y(row, from.grid.h, to.grid.h);
-  const Tap x(column, from.grid.w, to.grid.w);
-  const float w11 = y.weight * x.weight;
-  const float w10 = y.weight - w11;
-  const float w01 = x.weight - w11;
-  const float w00 = 1.0F - y.weight - w01;
+  const Corners corners(row, column, from.grid, to.grid, [&](int up, int across) { return from.place(up, across); });
   using V = Some<T, kCount>;
   using C = Some<Cache, kCount>;
   const auto* const map =
       reinterpret_cast<const C*>(cache) + std::int64_t{blockIdx.z} * from.grid.h * from.grid.w * vectors + i;
-  const auto at = [&](int up, int across) { return map[std::int64_t{from.place(up, across)} * vectors]; };
-  const C a = at(y.low, x.low), b = at(y.low, x.high), c = at(y.high, x.low), d = at(y.high, x.high);
+  const auto at = [&](int corner) { return map[std::int64_t{corners.token[corner]} * vectors]; };
+  const C a = at(0), b = at(1), c = at(2), d = at(3);
   V* const target = reinterpret_cast<V*>(out) +
                     (std::int64_t{blockIdx.z} * to.grid.h * to.grid.w + to.place(row, column)) * vectors + i;
   V sum = *target;
 #pragma unroll
   for (int j = 0; j < kCount; ++j)
-    sum.of[j] = rounded<T>(read(sum.of[j]) + w00 * read(a.of[j]) + w01 * read(b.of[j]) + w10 * read(c.of[j]) +
-                           w11 * read(d.of[j]));
+    sum.of[j] = rounded<T>(
+        plus_corners(read(sum.of[j]), corners.weight, read(a.of[j]), read(b.of[j]), read(c.of[j]), read(d.of[j])));
   *target = sum;
 }
 
-template <typename T>
+/// kCount channels to a thread; `vectors` of them to a head.
+template <typename T, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    merge(const T* partial, const float* partial_statistics, int heads, int dim, int queries, int parts, T* out,
-          float* statistics, std::int64_t total) {
+    merge(const T* partial, const float* partial_statistics, int heads, int vectors, int queries, int parts, T* out,
+          float* statistics, int total) {
   let_next_start();
   wait_for_earlier();
-  const std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (i >= total) return;
-  const auto d = static_cast<int>(i % dim);
-  const auto head = static_cast<int>(i / dim % heads);
-  const auto query = static_cast<int>(i / dim / heads % queries);
-  const std::int64_t batch = i / dim / heads / queries;
-  const auto* const known =
-      reinterpret_cast<const float2*>(partial_statistics) + (batch * heads + head) * parts * queries + query;
+  using V = Some<T, kCount>;
+  const int width = heads * vectors;
+  const int channel = i % width;
+  const int query = i / width % queries;
+  const int batch = i / width / queries;
+  const std::int64_t index = std::int64_t{batch} * heads + channel / vectors;
+  const auto* const known = reinterpret_cast<const float2*>(partial_statistics) + index * parts * queries + query;
+  const auto* const from =
+      reinterpret_cast<const V*>(partial) + (std::int64_t{batch} * parts * queries + query) * width + channel;
   float largest = -INFINITY;
   for (int p = 0; p < parts; ++p) largest = fmaxf(largest, known[std::int64_t{p} * queries].x);
-  float sum = 0, value = 0;
+  float sum = 0;
+  float value[kCount] = {};
+#pragma unroll 4
   for (int p = 0; p < parts; ++p) {
     const float2 of = known[std::int64_t{p} * queries];
+    const V x = from[std::int64_t{p} * queries * width];
     const float weight = of.y > 0 ? expf(of.x - largest) * of.y : 0.0F;
     sum += weight;
-    value += weight * read(partial[((batch * parts + p) * queries + query) * heads * dim + head * dim + d]);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) value[j] += weight * read(x.of[j]);
   }
-  out[i] = rounded<T>(sum > 0 ? value / sum : 0.0F);
-  if (d == 0) {
-    float* const to = statistics + ((batch * heads + head) * queries + query) * 2;
+  V merged;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) merged.of[j] = rounded<T>(sum > 0 ? value[j] / sum : 0.0F);
+  reinterpret_cast<V*>(out)[i] = merged;
+  if (channel % vectors == 0) {
+    float* const to = statistics + (index * queries + query) * 2;
     to[0] = largest;
     to[1] = sum;
   }
@@ -145,6 +157,27 @@ void gather_head_rows(const void* x, DType type, std::int64_t heads, int n, int 
   check_launch("gather rows of heads");
 }
 
+void minus_rows(const void* x, const void* of, DType type, int batch, int n, std::int64_t width,
+                const std::int32_t* rows, int count, void* out, cudaStream_t stream) {
+  if (std::int64_t{batch} * count * width <= 0) return;
+  with_type(type, [&](auto example) {
+    using T = decltype(example);
+    const auto launch = [&](auto each) {
+      constexpr int kCount = decltype(each)::value;
+      const std::int64_t vectors = width / kCount;
+      const std::int64_t total = std::int64_t{batch} * count * vectors;
+      launch_early(subtract<T, kCount>, blocks_for(total, kThreads), kThreads, 0, stream, 1, static_cast<const T*>(x),
+                   static_cast<const T*>(of), std::int64_t{n}, vectors, rows, count, total, static_cast<T*>(out));
+    };
+    constexpr int kWide = 16 / sizeof(T);
+    if (width % kWide == 0)
+      launch(std::integral_constant<int, kWide>{});
+    else
+      launch(std::integral_constant<int, 1>{});
+  });
+  check_launch("subtract rows");
+}
+
 void add_resized(void* out, DType type, const void* cache, DType cache_type, int batch, std::int64_t width,
                  const TokenMap& from, const TokenMap& to, cudaStream_t stream) {
   if (batch <= 0 || width <= 0) return;
@@ -166,12 +199,22 @@ void add_resized(void* out, DType type, const void* cache, DType cache_type, int
 
 void merge_parts(const void* partial, const float* partial_statistics, DType type, int batch, int heads, int dim,
                  int queries, int parts, void* out, float* statistics, cudaStream_t stream) {
-  const std::int64_t total = std::int64_t{batch} * queries * heads * dim;
-  if (total <= 0) return;
+  const std::int64_t numbers = std::int64_t{batch} * queries * heads * dim;
+  if (numbers <= 0) return;
   with_type(type, [&](auto example) {
     using T = decltype(example);
-    launch_early(merge<T>, blocks_for(total, kThreads), kThreads, 0, stream, 1, static_cast<const T*>(partial),
-                 partial_statistics, heads, dim, queries, parts, static_cast<T*>(out), statistics, total);
+    const auto launch = [&](auto each) {
+      constexpr int kCount = decltype(each)::value;
+      const auto total = static_cast<int>(numbers / kCount);
+      launch_early(merge<T, kCount>, blocks_for(total, kThreads), kThreads, 0, stream, 1,
+                   static_cast<const T*>(partial), partial_statistics, heads, dim / kCount, queries, parts,
+                   static_cast<T*>(out), statistics, total);
+    };
+    constexpr int kWide = 16 / sizeof(T);
+    if (dim % kWide == 0)
+      launch(std::integral_constant<int, kWide>{});
+    else
+      launch(std::integral_constant<int, 1>{});
   });
   check_launch("merge parts");
 }
