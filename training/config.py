@@ -49,7 +49,8 @@ class TransformerSize:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the transformer's training. `mix` holds (scales, pictures a step, share of the steps)."""
+    """A part of the transformer's training. `mix` holds (scales, pictures a step of one process, share of
+    the steps)."""
 
     name: str
     seconds: float

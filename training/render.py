@@ -47,10 +47,11 @@ def render(drawings: list[Drawing], folder: Path, size: int, workers: int | None
 
 
 class PictureStore(NamedTuple):
-    """Rendered pictures on a device."""
+    """Rendered pictures, in the host's memory: 14 GB of a GPU's would be gone."""
 
     pictures: torch.Tensor  # [N, 3, size, size] uint8
     drawings: list[Drawing]  # of each picture
+    device: torch.device  # of batches
 
     @staticmethod
     def load(folder: Path, drawings: list[Drawing], device: torch.device) -> "PictureStore":
@@ -62,16 +63,16 @@ class PictureStore(NamedTuple):
         keys = [json.loads(path.read_text()) for path in shards]
         first = np.load(shards[0].with_suffix(".npy"), mmap_mode="r")
         count = sum(map(len, keys))
-        pictures = torch.empty((count, *first.shape[1:]), dtype=torch.uint8, device=device)
+        pictures = torch.empty((count, *first.shape[1:]), dtype=torch.uint8)
         begin = 0
         for path, names in zip(shards, keys, strict=True):
-            pictures[begin : begin + len(names)] = torch.from_numpy(np.load(path.with_suffix(".npy"))).to(device)
+            pictures[begin : begin + len(names)] = torch.from_numpy(np.load(path.with_suffix(".npy")))
             begin += len(names)
-        return PictureStore(pictures, [by_key[key] for names in keys for key in names])
+        return PictureStore(pictures, [by_key[key] for names in keys for key in names], device)
 
     def batch(self, index: torch.Tensor) -> torch.Tensor:
-        """Pictures [B, 3, size, size] in -1..1."""
-        return self.pictures[index].float().div_(127.5).sub_(1)
+        """Pictures [B, 3, size, size] in -1..1, on the device."""
+        return self.pictures[index.cpu()].to(self.device).float().div_(127.5).sub_(1)
 
     def training_weights(self, held_out: set[str]) -> np.ndarray:
         """Probability of each picture to be drawn in training; zero for those held out."""

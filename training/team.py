@@ -1,4 +1,4 @@
-"""The processes of a run, one for each GPU: each works on its share of a step's pictures, gradients are averaged."""
+"""The processes of a run, one for each GPU: each takes a step on pictures of its own, gradients are averaged."""
 
 import os
 import sys
@@ -16,8 +16,8 @@ from .errors import TrainingError
 
 
 class Team:
-    """One process' view of all of them; alone unless `start` made it. Every method but `share` has to be called by all
-    processes in the same order."""
+    """One process' view of all of them; alone unless `start` made it. Every method has to be called by all processes in
+    the same order."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
@@ -26,12 +26,6 @@ class Team:
     def lead(self) -> bool:
         """Whether this is the process that decides, logs and saves."""
         return self.rank == 0
-
-    def share(self, count: int) -> int:
-        """Pictures of a step of `count` that each process works on."""
-        if count % self.size:
-            raise TrainingError(f"a step of {count} pictures cannot be shared by {self.size} processes")
-        return count // self.size
 
     def wait(self) -> None:
         """Until all are here."""

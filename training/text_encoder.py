@@ -108,6 +108,7 @@ class T5Encoder(nn.Module):
         self.size = size
         self.shared = nn.Embedding(size.vocab, size.width)
         self.encoder = _Stack(size)
+        self._buckets = torch.empty(0, 0, dtype=torch.long)
         # T5's unit variance would freeze rare words: each time they are seen they move by hundredths only.
         nn.init.normal_(self.shared.weight, std=0.1)
         inner = size.heads * size.head_dim
@@ -125,10 +126,11 @@ class T5Encoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         size = self.size
-        buckets = relative_buckets(ids.shape[1], size.buckets, size.max_distance).to(ids.device)
+        if self._buckets.shape[0] != ids.shape[1] or self._buckets.device != ids.device:  # kept: a step copies nothing
+            self._buckets = relative_buckets(ids.shape[1], size.buckets, size.max_distance).to(ids.device)
         bias = (
             self.encoder.block[0]
-            .get_submodule("layer.0.SelfAttention.relative_attention_bias")(buckets)
+            .get_submodule("layer.0.SelfAttention.relative_attention_bias")(self._buckets)
             .permute(2, 0, 1)[None]
         )  # [1, heads, T, T]
         bias = bias.float().masked_fill((ids == PAD)[:, None, None], -1e9)

@@ -1,5 +1,6 @@
 """Trains text encoder and transformer together on the bits of the trained VAE, phase by phase: short prefixes first."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from .checkpoint import Folders, resume, save
 from .config import Phase, Preset
 from .errors import TrainingError
 from .files import load_shards
+from .graphs import Recorder
 from .loop import Clock, SaveTimer, State, StepTimer, compile_parts, cosine, eager
 from .progress import Log
 from .quantise import Pyramid
@@ -81,7 +83,7 @@ class TextToBits(nn.Module):
 def encode_pictures(vae: BsqVae, store: PictureStore, log: Log) -> Tensor:
     """Features [N, d, n, n] f16 of all pictures."""
     parts = []
-    index = torch.arange(len(store.drawings), device=store.pictures.device)
+    index = torch.arange(len(store.drawings))
     for part in index.split(64):
         x = store.batch(part)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
@@ -147,6 +149,7 @@ class TransformerTraining:
         ).to(device)
         self._probability = store.training_weights(held_out)
         self._rng = np.random.default_rng((1000 + state.runs, team.rank))
+        self._recorder = Recorder(self.parameters, device)
         self._layouts: dict[int, tuple[Layout, Tensor]] = {}
 
     def _layout(self, scales: int) -> tuple[Layout, Tensor]:
@@ -163,23 +166,30 @@ class TransformerTraining:
 
     def step(self, scales: int, count: int) -> tuple[Tensor, Tensor]:
         """One step on `count` pictures of this process; returns the loss and the share of right bits of each scale."""
-        features, ids = self._batch(count)
-        words, bits = self.pyramid.training_inputs(features, scales, SELF_CORRECTION)
-        layout, weights = self._layout(scales)
-        mask = ids != PAD
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            states = self.model.text_encoder(ids).float()
-            dropped = torch.rand(count, device=self.device) < GUIDANCE_DROPOUT
-            text = self.model.transformer.read_text(states, mask, dropped)
-            logits = self.model.transformer(text, words, layout)
-        errors = F.binary_cross_entropy_with_logits(logits.float(), bits.float(), reduction="none").mean(-1)
-        loss = (errors * weights).sum(1).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, right = self._recorder.run((scales, count), partial(self._differentiate, scales), *self._batch(count))
         self.team.average_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.ema.step()
+        return loss, right
+
+    def _differentiate(self, scales: int, features: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of a step, its loss, and the share of right bits of each scale.
+
+        It is recorded: nothing in it may copy from the host or depend on a value.
+        """
+        words, bits = self.pyramid.training_inputs(features, scales, SELF_CORRECTION)
+        layout, weights = self._layout(scales)
+        mask = ids != PAD
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu, cache_enabled=False):
+            states = self.model.text_encoder(ids).float()
+            dropped = torch.rand(len(ids), device=self.device) < GUIDANCE_DROPOUT
+            text = self.model.transformer.read_text(states, mask, dropped)
+            logits = self.model.transformer(text, words, layout)
+        errors = F.binary_cross_entropy_with_logits(logits.float(), bits.float(), reduction="none").mean(-1)
+        loss = (errors * weights).sum(1).mean()
+        loss.backward()
         with torch.no_grad():
             right = ((logits > 0) == bits).float().mean((0, 2))
             parts = right.split([s * s for s in self.preset.scales[:scales]])
@@ -221,9 +231,9 @@ def train_phase(training: TransformerTraining, phase: Phase, clock: Clock, log: 
             cosine(phase.lr_first, phase.lr_last, progress) * min(1.0, (here + 1) / training.preset.warm_steps)
         )
         scales, count, _ = phase.mix[rng.choice(len(shares), p=shares / shares.sum())]
-        figures = training.step(scales, team.share(count))
+        figures = training.step(scales, count)
         losses.setdefault(scales, []).append(figures)
-        here, stage.steps, stage.pictures = here + 1, stage.steps + 1, stage.pictures + count
+        here, stage.steps, stage.pictures = here + 1, stage.steps + 1, stage.pictures + count * team.size
         if here % 10 == 0 or here < 5:
             figures[0].item()  # so that the clock tells what was done, not what was asked for
         lap, left, due = team.agreed(timer.lap(), clock.left(), saves.due())

@@ -115,9 +115,9 @@ def train_vae(
         rate = cosine(preset.vae_lr, preset.vae_lr * 0.01, stage.seconds / preset.vae_seconds)
         for group in training.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (here + 1) / preset.warm_steps)
-        index = torch.from_numpy(rng.choice(len(weights), team.share(preset.vae_batch), p=weights)).to(device)
+        index = torch.from_numpy(rng.choice(len(weights), preset.vae_batch, p=weights))
         losses += training.step(store.batch(index))
-        here, stage.steps, stage.pictures = here + 1, stage.steps + 1, stage.pictures + preset.vae_batch
+        here, stage.steps, stage.pictures = here + 1, stage.steps + 1, stage.pictures + preset.vae_batch * team.size
         if here % 10 == 0 or here < 5:
             losses.item()  # so that the clock tells what was done, not what was asked for
         lap, left, due = team.agreed(timer.lap(), clock.left(), saves.due())

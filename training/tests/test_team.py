@@ -18,7 +18,7 @@ def _member(me: team.Team, folder: Path) -> None:
     torch.manual_seed(3)
     layer, unused = torch.nn.Linear(5, 4), torch.nn.Parameter(torch.ones(2))
     x = torch.randn(6, 5)
-    share = me.share(len(x))
+    share = len(x) // me.size
     layer(x[me.rank * share : (me.rank + 1) * share]).square().mean().backward()
     me.average_gradients([*layer.parameters(), unused])
     other = torch.full((3,), float(me.rank))
@@ -63,8 +63,6 @@ def test_sizes() -> None:
     assert team.size_for("cpu", None) == 1
     with pytest.raises(TrainingError, match="processes 0"):
         team.size_for("cpu", 0)
-    with pytest.raises(TrainingError, match="cannot be shared by 2"):
-        team.Team(0, 2).share(7)
 
 
 def test_a_failing_process_ends_the_team(capfd: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +77,7 @@ def test_a_stage_by_two_processes(data: Path, tmp_path: Path) -> None:
     common: list[str | Path] = ["--preset", "tiny", "--data", data, "--device", "cpu", "--workers", "1"]
     common += ["--work", tmp_path / "work", "--out", tmp_path / "out", "--processes", "2"]
     stage("tokenizer", *common)
-    stage("run", *common, "--seconds", "300", "--list-limit", "4")
+    stage("run", *common, "--seconds", "100000", "--list-limit", "4")  # a busy machine is no error
     state = json.loads((tmp_path / "out/state.json").read_text())["stages"]
     for name, seconds in [("vae", TINY.vae_seconds), *((p.name, p.seconds) for p in TINY.phases)]:
         assert seconds <= state[name]["seconds"] < seconds + 2 * (TINY.step_seconds or 0) + 1e-6
