@@ -104,14 +104,14 @@ EMOJI = Preset(
     vae=VaeSize(),
     text=TextSize(),
     transformer=TransformerSize(),
-    vae_seconds=850,
-    vae_batch=16,
+    vae_seconds=480,
+    vae_batch=8,
     vae_lr=1.5e-3,
     text_tokens=24,
     phases=(
-        Phase("ar7", 720, 2e-3, 2e-3, ((7, 128, 1.0),)),
-        Phase("ar10", 650, 2e-3, 1.2e-3, ((10, 64, 0.7), (7, 128, 0.3))),
-        Phase("ar13", 1080, 1.2e-3, 1e-5, ((13, 16, 0.6), (10, 64, 0.2), (7, 128, 0.2))),
+        Phase("ar7", 1080, 2e-3, 2e-3, ((7, 64, 1.0),)),
+        Phase("ar10", 600, 2e-3, 1.2e-3, ((10, 32, 0.6), (7, 64, 0.4))),
+        Phase("ar13", 1080, 1.2e-3, 1e-5, ((13, 8, 0.5), (10, 32, 0.2), (7, 64, 0.3))),
     ),
 )
 

@@ -34,6 +34,8 @@ SOURCES: dict[str, Source] = {
 LISTS = Path(__file__).parent / "lists"
 # A drawing that exists in five skin tones would otherwise be seen six times as often as an apple.
 TONE_WEIGHT = 0.15
+# The style that examples and defaults name is seen more often than the others.
+STYLE_WEIGHT = {"noto": 2.0}
 _TONES = ("light", "medium light", "medium", "medium dark", "dark")
 _SHORT_TONE = re.compile(r" (medium light|medium dark|light|medium|dark)$")
 

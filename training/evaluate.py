@@ -29,8 +29,8 @@ BARS = {
     "noto_top5": 0.70,
     "unseen_top5": 0.40,
 }
-GUIDANCE = (2.0, 3.0, 4.0, 6.0)
-TEMPERATURE = (0.5, 0.7, 1.0)
+GUIDANCE = (1.5, 2.0, 3.0, 4.0)
+TEMPERATURE = (0.3, 0.5, 0.7, 1.0)
 
 
 class Following(NamedTuple):

@@ -1,5 +1,6 @@
 """Steps recorded as CUDA graphs: a small model's step takes longer to launch than to compute."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -45,16 +46,17 @@ class RecordedStep:
 
 
 class Recorder:
-    """Records each kind of step when it is first made; on a CPU steps run as they are."""
+    """Records each kind of step when it is first made; on a CPU, or with SPARVAR_GRAPHS=0, steps run as they are."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], device: torch.device) -> None:
-        self._parameters, self._on_gpu = parameters, device.type == "cuda"
+        self._parameters = parameters
+        self._records = device.type == "cuda" and os.environ.get("SPARVAR_GRAPHS", "1") != "0"
         self._steps: dict[Any, RecordedStep] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
+        self._pool = torch.cuda.graph_pool_handle() if self._records else None
 
     def run(self, kind: Any, compute: Compute, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`compute(*inputs)`, recorded under `kind`, which stands for everything but the values of the inputs."""
-        if not self._on_gpu:
+        if not self._records:
             for parameter in self._parameters:
                 parameter.grad = None
             return compute(*inputs)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .data import TONE_WEIGHT, Drawing
+from .data import STYLE_WEIGHT, TONE_WEIGHT, Drawing
 from .drawing import draw_shard
 from .errors import TrainingError
 from .progress import Progress
@@ -76,5 +76,10 @@ class PictureStore(NamedTuple):
 
     def training_weights(self, held_out: set[str]) -> np.ndarray:
         """Probability of each picture to be drawn in training; zero for those held out."""
-        weights = np.array([0.0 if d.key in held_out else TONE_WEIGHT if d.toned else 1.0 for d in self.drawings])
+        weights = np.array(
+            [
+                0.0 if d.key in held_out else STYLE_WEIGHT.get(d.style, 1.0) * (TONE_WEIGHT if d.toned else 1.0)
+                for d in self.drawings
+            ]
+        )
         return weights / weights.sum()

@@ -24,7 +24,7 @@ from .train_vae import load_vae, train_vae
 START_SECONDS = {"cuda": 60.0, "cpu": 1.0}
 VAE_START_SECONDS = {"cuda": 120.0, "cpu": 1.0}
 RESERVE_SECONDS = {"cuda": 30.0, "cpu": 2.0}
-EVALUATION_SECONDS = {"cuda": 150.0, "cpu": 5.0}
+EVALUATION_SECONDS = {"cuda": 300.0, "cpu": 5.0}  # of all processes together
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Runner:
             features = torch.load(path, map_location=self.device, weights_only=True)
             if len(features) == len(store.drawings):
                 return features
-        features = encode_pictures(vae, store, self.log)
+        features = encode_pictures(vae, store, self.log, self.team)
         self.team.wait()  # so that no one finds half a file
         if self.team.lead:
             torch.save(features, path)
@@ -158,7 +158,7 @@ class Runner:
     def evaluate(self, store: PictureStore) -> None:
         """The report, if there is a model and time."""
         (left,) = self.team.agreed(self.clock.left())
-        if left < EVALUATION_SECONDS[self.kind] and self.run.goal == "run":
+        if left * self.team.size < EVALUATION_SECONDS[self.kind] and self.run.goal == "run":
             self.log.write("evaluation", skipped="too little time is left; run again")
             return
         preset, work = self.run.preset, self.folders.work

@@ -80,16 +80,16 @@ class TextToBits(nn.Module):
 
 
 @torch.no_grad()
-def encode_pictures(vae: BsqVae, store: PictureStore, log: Log) -> Tensor:
-    """Features [N, d, n, n] f16 of all pictures."""
-    parts = []
-    index = torch.arange(len(store.drawings))
-    for part in index.split(64):
+def encode_pictures(vae: BsqVae, store: PictureStore, log: Log, team: Team) -> Tensor:
+    """Features [N, d, n, n] f16 of all pictures; each process encodes its share."""
+    count, side = len(store.drawings), store.pictures.shape[-1] // vae.size.patch
+    features = torch.zeros(count, vae.size.bits, side, side, dtype=torch.float16, device=store.device)
+    for part in torch.arange(count).split(64)[team.rank :: team.size]:
         x = store.batch(part)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-            parts.append(vae.encoder(x).half())
-    log.write("features", pictures=len(index))
-    return torch.cat(parts)
+            features[part[0] : part[-1] + 1] = vae.encoder(x).half()
+    log.write("features", pictures=count)
+    return team.sum(features)  # zero where others were at work
 
 
 def scale_weights(sides: tuple[int, ...], device: torch.device) -> Tensor:

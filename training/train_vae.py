@@ -11,6 +11,7 @@ from .checkpoint import Folders, resume, save
 from .config import Preset
 from .errors import TrainingError
 from .files import load_shards
+from .graphs import Recorder
 from .loop import Clock, SaveTimer, State, StepTimer, compile_parts, cosine, eager
 from .progress import Log
 from .quantise import Pyramid
@@ -75,24 +76,30 @@ class VaeTraining:
         torch.manual_seed(1000 * state.runs + team.rank)
         if device.type == "cuda":
             compile_parts(list(self.vae.res_blocks()))
+        self._recorder = Recorder(self.parameters, device)
 
     def step(self, x: Tensor) -> Tensor:
         """One step on pictures x; returns the loss, on the device."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=x.is_cuda):
-            features = self.vae.encoder(x).float()
-            kept = kept_scales(len(x), len(self.pyramid.scales), self.device)
-            summed, whole = self.pyramid.quantise_both(features, kept)
-            z = straight_through(features, summed).contiguous(memory_format=torch.channels_last)
-            picture = self.vae.decoder(z).float()
-        loss = reconstruction_loss(picture, x) + COMMITMENT * F.mse_loss(features, whole)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        kept = kept_scales(len(x), len(self.pyramid.scales), self.device)
+        (loss,) = self._recorder.run(x.shape, self._differentiate, x, kept)
         self.team.average_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.ema.step()
-        return loss.detach()
+        return loss
+
+    def _differentiate(self, x: Tensor, kept: Tensor) -> tuple[Tensor]:
+        """Gradients of a step, and its loss. It is recorded: nothing in it may copy from the host or depend on a
+        value."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=x.is_cuda, cache_enabled=False):
+            features = self.vae.encoder(x).float()
+            summed, whole = self.pyramid.quantise_both(features, kept)
+            z = straight_through(features, summed).contiguous(memory_format=torch.channels_last)
+            picture = self.vae.decoder(z).float()
+        loss = reconstruction_loss(picture, x) + COMMITMENT * F.mse_loss(features, whole)
+        loss.backward()
+        return (loss.detach(),)
 
     def save(self) -> None:
         """Everything into the work folder, the average as bf16 into the output folder."""

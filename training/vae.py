@@ -144,6 +144,7 @@ class BsqVae(nn.Module):
 
     def __init__(self, size: VaeSize) -> None:
         super().__init__()
+        self.size = size
         self.encoder, self.decoder = Encoder(size), Decoder(size)
 
     def res_blocks(self) -> Iterator[ResBlock]:
