@@ -42,7 +42,7 @@ class Install(unittest.TestCase):
         picture = folder / "heart.png"
         run(folder / "draw", "red heart, noto style", picture, env=env)
         self.assertEqual(picture.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
-        self.assertGreater(picture.stat().st_size, 20000, "a picture, not one colour")
+        self.assertGreater(picture.stat().st_size, 5000, "a picture, not one colour")  # one colour: 3 kB
 
     def environment(self):
         """A shared library finds the model beside itself; a program that took the static one in is told."""
