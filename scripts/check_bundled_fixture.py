@@ -144,8 +144,8 @@ def check_prompt(model: Model, io: dict[str, np.ndarray], cfg: float, checks: Ch
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("fixture", type=Path, nargs="?", default=ROOT / "tests" / "data" / "emoji-v0")
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "emoji-v0")
+    parser.add_argument("fixture", type=Path, nargs="?", default=ROOT / "tests" / "data" / "emoji")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "emoji")
     arguments = parser.parse_args()
     model, checks = Model(arguments.model), Checks()
     for prompt, entry in json.loads((arguments.fixture / "config.json").read_text()).items():

@@ -11,7 +11,7 @@ import pytest
 import sparvar
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = Path(os.environ.get("SPARVAR_TEST_MODEL", ROOT / "models" / "emoji-v0"))
+MODEL = Path(os.environ.get("SPARVAR_TEST_MODEL", ROOT / "models" / "emoji"))
 GRIDS = ((1, 1), (2, 3), (4, 5), (7, 6), (9, 11), (12, 13))
 """Six scales; no tile of the tests divides them."""
 TOKENS = [h * w for h, w in GRIDS]

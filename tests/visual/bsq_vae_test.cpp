@@ -92,9 +92,9 @@ Tensor summed_codes(const TensorFile& io) {
 }
 
 TEST(BsqVae, BundledModelDrawsTheFixturesPicture) {
-  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji-v0/config.json");
-  const TensorFile weights = TensorFile::open_in(testing::models_dir() + "/emoji-v0", "vae");
-  const TensorFile io = Fixture("emoji-v0").open("io-0.safetensors");
+  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji/config.json");
+  const TensorFile weights = TensorFile::open_in(testing::models_dir() + "/emoji", "vae");
+  const TensorFile io = Fixture("emoji").open("io-0.safetensors");
   const Image want = picture(io.get("image_u8_rgb_hwc"));
   const Tensor codes = summed_codes(io);
   for (const DType type : {DType::f32, DType::bf16}) {

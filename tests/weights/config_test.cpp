@@ -41,7 +41,7 @@ std::string error_of(const std::string& text) {
 }
 
 TEST(Config, BundledModel) {
-  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji-v0/config.json");
+  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji/config.json");
   EXPECT_EQ(config.architecture, "infinity");
   EXPECT_EQ(config.transformer.depth, 8);
   EXPECT_EQ(config.transformer.head_dim(), 64);
