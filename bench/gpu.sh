@@ -7,7 +7,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 PROGRAM=${PROGRAM:-$root/build/cuda/apps/cli/sparvar}
 KERNELS=${KERNELS:-$root/build/cuda/bench/gpu_kernels}
-MODEL=${MODEL:-$root/models/emoji-v0}
+MODEL=${MODEL:-$root/models/emoji}
 OUT=${OUT:-$root/build/bench-gpu}
 PYTHON=${PYTHON:-python3}
 REPEAT=${REPEAT:-5}

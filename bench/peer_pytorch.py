@@ -322,7 +322,7 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeat", type=int, default=3, help="warm runs; the median is reported")
     parser.add_argument("--prompt", default="grinning face, noto style")
-    parser.add_argument("--model", default=Path(__file__).resolve().parent.parent / "models" / "emoji-v0")
+    parser.add_argument("--model", default=Path(__file__).resolve().parent.parent / "models" / "emoji")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(json.dumps((bench_model if options.mode == "model" else bench_attention)(options), indent=1))

@@ -195,9 +195,10 @@ def run_t5(weights, config, io):
 
 
 # ---- Infinity ----
-def attend(q, k, v, scale):
-    """[heads, n, d]"""
-    return softmax(q @ k.transpose(0, 2, 1) * scale) @ v
+def attend(q, k, v, scale, rows=512):
+    """[heads, n, d]; `rows` queries at a time, as 4096 of them with all their keys take gigabytes."""
+    parts = [softmax(q[:, i : i + rows] @ k.transpose(0, 2, 1) * scale) @ v for i in range(0, q.shape[1], rows)]
+    return np.concatenate(parts, 1)
 
 
 def split_heads(x, heads):
@@ -239,8 +240,9 @@ def codes_to_words(codes, grid, patchify):
 class Infinity:
     def __init__(self, weights, config, last_grid):
         self.w, self.c, self.last = weights, config, last_grid
-        per_chunk = config["depth"] // config["block_chunks"]
-        self.names = [f"block_chunks.{i // per_chunk}.module.{i % per_chunk}." for i in range(config["depth"])]
+        chunks, blocks = config["block_chunks"], range(config["depth"])
+        per_chunk = len(blocks) // chunks
+        self.names = [f"blocks.{i}." if chunks == 1 else f"block_chunks.{i // per_chunk}.module.{i % per_chunk}." for i in blocks]
 
     def project(self, name, x):
         return linear(x, self.w[name + ".weight"], self.w[name + ".bias"])

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, required=True)
     sub = stage("fixture", "writes expected tensors of an exported model for the engine's `conformance`")
     sub.add_argument("--model", type=Path, required=True)
+    sub.add_argument("--thin", action="store_true", help="small: the picture of the first prompt alone")
     sub.add_argument("-o", "--output", type=Path, required=True)
     sub = stage("card", "writes the model card into an exported model's folder")
     sub.add_argument(
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--model", type=Path, required=True)
     sub.add_argument("--machine", default="one H100", help="what it was trained on")
+    sub.add_argument("--limit", type=int, help="bytes that the model folder may have: the sample sheet is made to fit")
     sub = stage("curves", "draws the training log")
     sub.add_argument("--log", type=Path, required=True)
     sub.add_argument("-o", "--output", type=Path, required=True)
@@ -131,11 +133,11 @@ def _main(arguments: argparse.Namespace) -> None:
         from .config import preset
         from .fixture import write_fixture
 
-        write_fixture(preset(arguments.preset), arguments.model, arguments.output)
+        write_fixture(preset(arguments.preset), arguments.model, arguments.output, thin=arguments.thin)
     elif arguments.stage == "card":
         from .card import write_card
 
-        write_card(arguments.checkpoint, arguments.model, arguments.machine)
+        write_card(arguments.checkpoint, arguments.model, arguments.machine, arguments.limit)
     elif arguments.stage == "curves":
         from .curves import draw_curves
 

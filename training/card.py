@@ -1,9 +1,10 @@
 """The model card: README.md of a model folder, with curves and sample sheet, made from what the training left."""
 
+import io
 import json
-import shutil
 from pathlib import Path
 
+from PIL import Image
 from safetensors import safe_open
 
 from .curves import draw_curves, read_log
@@ -64,8 +65,46 @@ def _training(checkpoint: Path) -> list[str]:
     return [f"{state['runs']} runs that continued each other.", "", *lines]
 
 
-def write_card(checkpoint: Path, folder: Path, machine: str) -> None:
-    """Writes README.md, curves.png and sheet.jpg into the exported model folder `folder`."""
+def _plan(folder: Path) -> list[str]:
+    """What `sparvar tune` noted in plan.json; nothing where the model has no plan."""
+    path = folder / "plan.json"
+    if not path.exists():
+        return []
+    try:
+        plan = json.loads(path.read_text())
+        name, note = plan["name"], plan.get("note", [])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path}: not an attention plan ({error!r}); make it anew with `sparvar tune`") from error
+    about = [
+        "## Attention plan",
+        f"`plan.json` ({name}) is what pictures are drawn with unless another plan is named; `--attention dense` "
+        "leaves nothing out.",
+        "",
+    ]  # fmt: skip
+    return [*about, "```", *note, "```", ""] if note else about
+
+
+def _write_sheet(source: Path, target: Path, room: int | None) -> None:
+    """The sample sheet as it is, or as JPEG of the best quality of at most `room` bytes."""
+    data = source.read_bytes()
+    if room is None or len(data) <= room:
+        return write_bytes(target, data)
+    with Image.open(source) as opened:
+        picture = opened.convert("RGB")
+    for quality in range(88, 39, -4):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
+        if buffer.tell() <= room:
+            return write_bytes(target, buffer.getvalue())
+    raise TrainingError(
+        f"{target}: the sheet takes {buffer.tell()} bytes at the least, and {max(room, 0)} are left below --limit"
+    )
+
+
+def write_card(checkpoint: Path, folder: Path, machine: str, limit: int | None = None) -> None:
+    """Writes README.md, curves.png and sheet.jpg into the exported model folder `folder`, which then has less than
+    `limit` bytes: the sheet is pressed until it fits. Throws TrainingError where it cannot be, or where training left
+    too little."""
     needed = [checkpoint / name for name in ("report.json", "sheet-36.jpg", "state.json", "log.jsonl")]
     for path in [*needed, folder / "config.json"]:
         if not path.exists():
@@ -75,7 +114,6 @@ def write_card(checkpoint: Path, folder: Path, machine: str) -> None:
     side = config["scales"][-1] * config["vae"]["patch_size"]
     tokens = sum(s * s for s in config["scales"])
     draw_curves(checkpoint / "log.jsonl", folder / "curves.png")
-    shutil.copyfile(checkpoint / "sheet-36.jpg", folder / "sheet.jpg")
     styles = ", ".join(f"`{source.style}`" for source in SOURCES.values())
     sources = [
         f"| `{about.style}` | [{about.title}]({LINKS[name]}) | {about.licence} |" for name, about in SOURCES.items()
@@ -100,6 +138,7 @@ def write_card(checkpoint: Path, folder: Path, machine: str) -> None:
         "The named picture is compared with all pictures of its style at 64x64 RGB by L2; the lists are in "
         "`training/lists`. `unseen`: the drawing was in no training step, its name in other styles was.",
         "",
+        *_plan(folder),
         "## Training",
         f"By [`training/`](../../training/README.md) on {machine}.",
         "",
@@ -123,3 +162,8 @@ def write_card(checkpoint: Path, folder: Path, machine: str) -> None:
         "its captions have no picture to be like.",
     ]  # fmt: skip
     write_bytes(folder / "README.md", ("\n".join(lines) + "\n").encode())
+    room = None
+    if limit is not None:
+        others = (p for p in folder.iterdir() if p.is_file() and p.name != "sheet.jpg")
+        room = limit - 1 - sum(p.stat().st_size for p in others)
+    _write_sheet(checkpoint / "sheet-36.jpg", folder / "sheet.jpg", room)

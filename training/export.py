@@ -1,6 +1,5 @@
 """Writes a trained model as a folder that the engine reads (docs/model-format.md)."""
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,8 +7,9 @@ import torch
 
 from .config import Preset
 from .errors import TrainingError
-from .files import Tensors, load_shards, save_tensors, write_json
+from .files import Tensors, load_shards, save_tensors, write_bytes, write_json
 from .sampling import Settings
+from .tokens import Tokenizer
 
 LIMIT_BYTES = 32_000_000
 
@@ -100,6 +100,9 @@ def export_model(
     vae, both = load_shards(source, "vae"), load_shards(source, "ar")
     if not vae or not both:
         raise TrainingError(f"{source}: no whole model (vae-*.safetensors and ar-*.safetensors); train it first")
+    pieces = len(Tokenizer(tokenizer))
+    if pieces > preset.text.vocab:
+        raise TrainingError(f"{tokenizer}: {pieces} pieces; the model knows {preset.text.vocab}: another tokenizer")
     prefix = "text_encoder."
     text = {name.removeprefix(prefix): t for name, t in both.items() if name.startswith(prefix)}
     prefix = "transformer."
@@ -114,7 +117,7 @@ def export_model(
             kind = torch.float32 if dtype == "f32" else torch.bfloat16
             tensors = {key: t.to(kind) for key, t in tensors.items()}
         save_tensors(folder / f"{name}.safetensors", tensors)
-    shutil.copyfile(tokenizer, folder / "spiece.model")
+    write_bytes(folder / "spiece.model", tokenizer.read_bytes())  # perhaps its own, when a model is made anew
     write_json(folder / "config.json", model_config(preset, settings))
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if size > LIMIT_BYTES and dtype != "f32":

@@ -32,6 +32,7 @@ def save_tensors(path: Path, tensors: Tensors) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part)
+    part.chmod(0o644)  # the library leaves a file that only its owner can read
     os.replace(part, path)
 
 

@@ -28,7 +28,7 @@ constexpr int most_pictures = 1024;  // of one run: they are held until the last
 struct Settings {
   std::vector<std::string> prompts;
   std::string prompt_file;
-  PlanSource plan;  // no preset: sparvar on the CPU, dense on a GPU
+  PlanSource plan;  // neither preset nor file: default_plan
   std::string output = ".";
   std::string preview_dir;
   std::string sheet;  // --grid
@@ -113,7 +113,7 @@ void declare_rest(CLI::App& command, Settings& settings) {
       ->option_text("PROMPT ...");
   command.add_option("-f,--file", settings.prompt_file, "File of prompts, one a line; - is standard input")
       ->type_name("FILE");
-  add_plan_source(command, settings.plan, "sparvar on the CPU, dense on a GPU");
+  add_plan_source(command, settings.plan, "plan.json of the model, else sparvar on the CPU, dense on a GPU");
   add_device(command, settings.pipeline);
   add_precision(command, settings.pipeline);
   add_weights(command, settings.pipeline);
@@ -181,15 +181,23 @@ Output checked_output(const Settings& settings) {
 /// Chooses the attention plan, and where --max-memory says so --batch and --dtype; tells what the CPU will need.
 MemoryPlan prepare(Settings& settings, const ModelInfo& model) {
   GenerateOptions& options = settings.generate;
-  if (settings.plan.preset.empty()) settings.plan.preset = model.on_gpu ? "dense" : "sparvar";
-  const ScaleSchedule schedule = picture_schedule(model.model_dir, options.aspect, options.size);
-  options.plan = load_plan(settings.plan, model.layers, static_cast<int>(schedule.size()));
+  const auto scales = static_cast<int>(picture_schedule(model.model_dir, options.aspect, options.size).size());
+  options.plan = settings.plan.named() ? load_plan(settings.plan, model.layers, scales) : default_plan(model, scales);
   if (model.on_gpu) return {};
   const MemoryPlan plan = settings.max_memory
                               ? fit_memory(settings.pipeline, options, *settings.max_memory, !settings.precision_given)
                               : plan_memory(settings.pipeline, options);
   if (!settings.quiet) print_aside(memory_line(plan));
   return plan;
+}
+
+/// The plan as far as it is known before a model is loaded: what a preset is at each layer and scale may differ.
+AttentionPlan outlined_plan(const Settings& settings) {
+  if (settings.plan.named()) return load_plan(settings.plan, 1, 13);
+  const GenerateOptions& options = settings.generate;
+  const std::string& dir = settings.pipeline.model_dir;
+  const ScaleSchedule schedule = picture_schedule(dir, options.aspect, options.size);
+  return default_plan(model_outline(dir), static_cast<int>(schedule.size()));
 }
 
 void draw_previews(Settings& settings, const Output& output) {
@@ -211,9 +219,7 @@ void generate(Settings& settings) {
   options.cancel = catch_interrupts();
   options.prompts = collect_prompts(settings);
   const Output output = checked_output(settings);
-  if (!settings.plan.preset.empty() ||
-      !settings.plan.file.empty())  // what is wrong with it is said before a model loads
-    choose_device(settings.pipeline, {load_plan(settings.plan, 1, 13)});
+  choose_device(settings.pipeline, {outlined_plan(settings)});  // what is wrong with it is said before a model loads
   const bool cpu_only = settings.max_memory || !settings.preview_dir.empty();
   if (cpu_only && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
   if (settings.max_memory && settings.pipeline.device != "cpu")

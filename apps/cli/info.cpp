@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "commands.h"
 #include "common_flags.h"
@@ -9,6 +11,7 @@
 #include "image/atomic_file.h"
 #include "machine.h"
 #include "picture_info.h"
+#include "pipeline/job.h"
 #include "progress.h"
 #include "report.h"
 
@@ -25,7 +28,8 @@ struct Settings {
 
 std::string numbers(const std::vector<float>& values) { return fmt::format("{}", fmt::join(values, ",")); }
 
-std::string text_info(const ModelInfo& model) {
+/// `plan`: plan.json of the folder, where there is one.
+std::string text_info(const ModelInfo& model, const std::optional<AttentionPlan>& plan) {
   const Machine machine = this_machine();
   std::string scales;
   std::int64_t tokens = 0;
@@ -47,6 +51,9 @@ std::string text_info(const ModelInfo& model) {
   out += fmt::format("scales        {}: {}; {} tokens\n", model.schedule.size(), scales, tokens);
   out += fmt::format("defaults      cfg {}, tau {}\n", numbers(model.default_cfg), numbers(model.default_tau));
   out += fmt::format("attention     {}\n", fmt::join(AttentionPlan::preset_names(), ", "));
+  if (plan)
+    out += fmt::format("default plan  plan.json, {}\n",
+                       attention_path(*plan, static_cast<int>(model.schedule.size()), model.layers, model.on_gpu));
   out += fmt::format("machine       {}, {} cores, {:.1f} GB\n", machine.processor, machine.cores,
                      static_cast<double>(machine.memory_bytes) / 1e9);
   out += fmt::format("runs on       {}{}\n", model.backend,
@@ -81,14 +88,18 @@ void info(const Settings& settings) {
     if (progress.bytes_done < progress.bytes_total)
       display.show(progress);  // that it is loaded is not worth a line here
   };
+  const std::optional<AttentionPlan> plan = model_plan(options.model_dir);  // what is wrong with it costs no loading
   const Pipeline pipeline = Pipeline::load(options);
   display.clear();
   const ModelInfo& model = pipeline.info();
   if (settings.json) {
-    print(
-        dump({{"model", to_json(model)}, {"machine", machine_json(model)}, {"plans", AttentionPlan::preset_names()}}));
+    using Json = nlohmann::ordered_json;
+    print(dump({{"model", to_json(model)},
+                {"machine", machine_json(model)},
+                {"plans", AttentionPlan::preset_names()},
+                {"default_plan", plan ? Json::parse(plan->to_json()) : Json()}}));
   } else {
-    print(text_info(model));
+    print(text_info(model, plan));
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "console.h"
 #include "report.h"
@@ -40,6 +41,19 @@ std::string numbers(const Json& values) {
 bool of_bundled_model(const std::string& hash) {
   try {
     return fingerprint(bundled_model_dir()) == hash;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+/// Is it the plan that the bundled model's pictures of this size are drawn with where none is named?
+bool is_bundled_plan(const Json& plan, const std::string& aspect, const std::string& size) {
+  try {
+    const ModelInfo model = model_outline("");
+    std::optional<AttentionPlan> own = model_plan("");
+    if (!own || picture_schedule("", aspect, size).size() != model.schedule.size()) return false;
+    own->note.clear();  // pictures do not keep it
+    return Json::parse(own->to_json()) == plan;
   } catch (const Error&) {
     return false;
   }
@@ -83,9 +97,13 @@ std::string redraw_command(const ImageMetadata& texts) {
     if (const int until = s.at("uncond_until").get<int>(); until >= 0) add("--uncond-until", std::to_string(until));
     add("--dtype", s.at("dtype").get<std::string>());
     if (s.value("weights", "") == "fp8") add("--weights", "fp8");  // not in older files
-    const std::string preset = preset_name(s.at("plan"));
-    preset.empty() ? add("--plan", "PLAN.json") : add("--attention", preset);
-    if (!of_bundled_model(text_of(texts, "model_hash"))) add("--model", "MODEL_DIR");
+    const bool bundled = of_bundled_model(text_of(texts, "model_hash"));
+    if (const std::string preset = preset_name(s.at("plan")); !preset.empty())
+      add("--attention", preset);
+    else if (!bundled ||
+             !is_bundled_plan(s.at("plan"), s.at("aspect").get<std::string>(), s.at("size").get<std::string>()))
+      add("--plan", "PLAN.json");
+    if (!bundled) add("--model", "MODEL_DIR");
     return out + " -- " + shell_word(prompt);
   } catch (const nlohmann::json::exception&) {  // settings of another program, or of another version of ours
     return {};

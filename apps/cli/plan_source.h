@@ -9,10 +9,11 @@
 
 namespace sparvar::cli {
 
-/// A preset, or a JSON file; the preset is empty where a command chooses one itself.
+/// A preset, or a JSON file; both are empty where a command chooses one itself.
 struct PlanSource {
   std::string preset;
   std::string file;
+  bool named() const { return !preset.empty() || !file.empty(); }
 };
 
 /// Declares --attention and --plan, which exclude each other. `otherwise` tells what is taken where neither is given;

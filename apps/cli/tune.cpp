@@ -237,7 +237,10 @@ void add_tune(CLI::App& program, Action& chosen) {
                    "--trials: pairs)")
       ->check(CLI::IsMember({"seconds", "pairs"}))
       ->type_name("NAME");
-  command->add_option("-o,--output", settings->output, "The plan, for generate --plan")->type_name("FILE.json");
+  command
+      ->add_option("-o,--output", settings->output,
+                   "The plan, for generate --plan; plan.json in a model's folder is its default")
+      ->type_name("FILE.json");
   add_number(*command, "-n", generate.pictures_per_prompt, Range<int>{1, 1024}, "Pictures for each prompt (1)");
   add_seed(*command, generate.seed, "Seed of all pictures (0)");
   add_number(*command, "--search-seed", settings->search_seed,

@@ -146,6 +146,14 @@ struct MemoryPlan {
 /// Throws Error(input) as Pipeline::load does.
 ModelInfo model_outline(const std::string& model_dir);
 
+/// plan.json of a model folder (empty: the bundled model): the attention plan its makers chose for it; nothing where
+/// the folder has none. Throws Error(input) where the file is not a plan, or not one of this model.
+std::optional<AttentionPlan> model_plan(const std::string& model_dir);
+/// The plan of a picture of `scales` scales where none is named. plan.json of the model's folder, for pictures of as
+/// many scales as the model has (a plan counts scales from the first, so it is not that of other sizes); otherwise the
+/// preset sparvar on the CPU, dense on a GPU. Throws as model_plan does.
+AttentionPlan default_plan(const ModelInfo& model, int scales);
+
 /// The plan of Pipeline::load(pipeline) and generate(options) on the CPU. Reads config.json and the headers of the
 /// weight files. Throws Error as these two do.
 MemoryPlan plan_memory(const PipelineOptions& pipeline, const GenerateOptions& options);

@@ -129,6 +129,7 @@ class Engine {
   }
 
   nb::dict info() const { return dict_of(pipeline_->info()); }
+  AttentionPlan default_plan(int scales) const { return sparvar::default_plan(pipeline_->info(), scales); }
 
   nb::tuple generate(GenerateOptions options, const nb::object& on_progress, const nb::object& on_preview) {
     Bridge bridge;
@@ -219,6 +220,8 @@ void bind_pipeline(nb::module_& m) {
           nb::arg("model_dir"), nb::arg("device"), nb::arg("bf16"), nb::arg("fp8"), nb::arg("threads"),
           nb::arg("on_progress").none())
       .def("info", &Engine::info)
+      .def("default_plan", &Engine::default_plan, nb::arg("scales"),
+           "Of a picture of so many scales where no plan is named: the model's plan.json, or a preset.")
       .def("generate", &Engine::generate, nb::arg("options"), nb::arg("on_progress").none(),
            nb::arg("on_preview").none(),
            "Returns ([uint8 (h, w, 3), ...], timings). on_progress(stage, done, total, (h, w), seconds); "

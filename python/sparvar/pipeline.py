@@ -187,8 +187,10 @@ class Pipeline:
         height, width: pixels of one of the model's sizes; or aspect, "W:H", and size, "0.06M", "0.25M", "0.60M", "1M".
         skip_scales: leave out the last 0 to 2. uncond_until: guidance ends at this scale.
 
-        attention: a preset's name, the path of a JSON file (*.json), or a `sparvar.Plan`. None: sparvar on the
-        CPU, dense on a GPU. batch_size: pictures that are drawn together; 0: as many as need little memory.
+        attention: a preset's name, the path of a JSON file (*.json), or a `sparvar.Plan`. None: the plan.json of the
+        model's folder, for pictures of as many scales as the model has; where there is none, or for other sizes,
+        sparvar on the CPU, dense on a GPU. batch_size: pictures that are drawn together; 0: as many as need little
+        memory.
 
         output_type: "pil", "np" or "pt"; see `PipelineOutput`. callback_on_scale_end(pipe, scale, state) is called
         after every scale, with a `ScaleState`; what it raises ends the run. callback_previews: True, or the first scale
@@ -239,7 +241,7 @@ class Pipeline:
 
     def _plan(self, attention: Any, grids: list[tuple[int, int]]) -> _engine.AttentionPlan:
         if attention is None:
-            attention = "dense" if self.info["on_gpu"] else "sparvar"
+            return self._engine.default_plan(len(grids))
         if isinstance(attention, plans.Plan):
             if attention.schedule is not None and list(attention.schedule) != [tuple(grid) for grid in grids]:
                 raise UsageError(

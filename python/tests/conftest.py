@@ -11,7 +11,7 @@ import pytest
 import sparvar
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = Path(os.environ.get("SPARVAR_TEST_MODEL", ROOT / "models" / "emoji-v0"))
+MODEL = Path(os.environ.get("SPARVAR_TEST_MODEL", ROOT / "models" / "emoji"))
 GRIDS = ((1, 1), (2, 3), (4, 5), (7, 6), (9, 11), (12, 13))
 """Six scales; no tile of the tests divides them."""
 TOKENS = [h * w for h, w in GRIDS]
@@ -57,13 +57,13 @@ def pipe(model: Path) -> sparvar.Pipeline:
 
 @pytest.fixture
 def few_scales(model: Path, tmp_path: Path) -> Path:
-    """The bundled model, drawing on its first four scales only: quick, and no picture to speak of."""
+    """The bundled model without its plan, drawing on its first four scales only: quick, and no picture to speak of."""
     import json
 
     folder = tmp_path / "few"
     folder.mkdir()
     for file in model.iterdir():
-        if file.name != "config.json" and file.is_file():
+        if file.name not in ("config.json", "plan.json") and file.is_file():
             (folder / file.name).symlink_to(file.resolve())
     config = json.loads((model / "config.json").read_text())
     config["scales"] = config["scales"][:4]

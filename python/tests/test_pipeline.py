@@ -68,6 +68,28 @@ def test_float32_and_a_plan_of_ones_own(program, model, few_scales, tmp_path):
     assert "probe" in out.timings.attention
 
 
+def test_the_models_own_plan(program, few_scales, tmp_path):
+    """plan.json in the folder is the default, as it is the program's."""
+    pipe = sparvar.Pipeline.from_pretrained(few_scales, device="cpu")
+    assert pipe("a boat", seed=5).timings.attention.startswith("sparvar: ")
+    plan = plans.probe([1, 2, 4, 6], scales=(2, -1), stride=2, share=0.3, tile=(2, 2), window=1)
+    plan.save(few_scales / "plan.json")
+    own = pipe("a boat", seed=5)
+    assert "probe" in own.timings.attention
+    expected = draw(program, tmp_path, "a boat", "--seed", 5, "--model", few_scales)[0]
+    assert np.array_equal(np.asarray(own.images[0]), expected)
+    assert np.array_equal(np.asarray(own.images[0]), np.asarray(pipe("a boat", seed=5, attention=plan).images[0]))
+    dense = pipe("a boat", seed=5, attention="dense")
+    assert dense.timings.attention.startswith("dense")
+    assert own.timings.scales[3].share_of_pairs < dense.timings.scales[3].share_of_pairs == 1
+    larger = pipe("a boat", seed=5, size="0.06M")
+    assert larger.timings.attention.startswith("sparvar: "), "it has more scales than the model"
+    (few_scales / "plan.json").write_text("{")
+    with pytest.raises(sparvar.InputError, match=r"plan\.json: not JSON"):
+        pipe("a boat")
+    assert pipe("a boat", attention="dense").images
+
+
 def test_kinds_of_output(few_scales):
     pipe = sparvar.Pipeline.from_pretrained(few_scales, device="cpu")
     image = pipe("a boat", seed=1).images[0]

@@ -11,7 +11,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kName = "emoji-v0";
+constexpr const char* kName = "emoji";
 
 /// Under the prefix that this code was installed in, which may have been moved: the code is the program in bin/, or a
 /// shared library in lib/ or lib/TRIPLET/.
@@ -41,7 +41,7 @@ std::string bundled_model_dir() {
     if (fs::exists(candidate / "config.json", error)) return candidate.string();
   throw Error(
       ErrorKind::input,
-      "the bundled model emoji-v0 is not where it was installed; name a model folder (--model DIR or SPARVAR_MODEL)");
+      "the bundled model emoji is not where it was installed; name a model folder (--model DIR or SPARVAR_MODEL)");
 }
 
 }  // namespace sparvar

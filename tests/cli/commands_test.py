@@ -167,8 +167,8 @@ class Reconstruct(CommandTest):
     def test_picture_bits_picture(self):
         picture, bits = self.out / "out.png", self.out / "bits.npz"
         report = json.loads(self.ok("reconstruct", FACE, "-o", picture, "--bits", bits, "--json").stdout)
-        self.assertGreater(report["psnr"], 25)
-        self.assertGreater(report["ssim"], 0.9)
+        self.assertGreater(report["psnr"], 20)
+        self.assertGreater(report["ssim"], 0.8)
         self.assertEqual(report["fitting"], "as it is")
         self.assertEqual(report["bits"], 16 * sum(n * n for n in [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64]))
         self.assertEqual(read_png(picture)[:2], (512, 512))

@@ -16,7 +16,7 @@ from commands_test import CommandTest
 from torch_writer import Tensor, read_safetensors, state_dict, widened
 
 # What shapes do not tell of the bundled model; 7 scales draw 128x128 pixels.
-SET = ["--set", "scales=[1,2,4,6,8,12,16]", "--set", "vae.norm_num_groups=8", "--set", "defaults.tau=0.7"]
+SET = ["--set", "scales=[1,2,4,6,8,12,16]", "--set", "vae.norm_num_groups=8"]
 
 
 class Shell:
@@ -63,7 +63,9 @@ class ConvertTest(CommandTest):
         (self.text / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
     def arguments(self, *more):
-        return ["convert", self.transformer, self.vae, self.text, "-o", self.made, *SET, *more]
+        defaults = json.loads((self.model / "config.json").read_text())["defaults"]
+        same = [word for key, value in defaults.items() for word in ("--set", f"defaults.{key}={value}")]
+        return ["convert", self.transformer, self.vae, self.text, "-o", self.made, *SET, *same, *more]
 
     def convert(self, *more):
         return json.loads(self.ok(*self.arguments("--json", "--quiet", *more)).stdout)

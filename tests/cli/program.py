@@ -14,15 +14,15 @@ def run(program, *arguments, **options):
 
 
 def model_of_scales(model, folder, scales, **changes):
-    """A model folder that shares the files of `model`, draws on its first scales only, and has the files in `changes`
-    (names with __ for the dot; None: left out)."""
+    """A model folder that shares the files of `model`, draws on its first scales only, has the files in `changes`
+    (names with __ for the dot; None: left out) and no plan of its own."""
     folder.mkdir()
     config = json.loads((model / "config.json").read_text())
     config["scales"] = config["scales"][:scales]
     files = {"config.json": json.dumps(config).encode()}
     files.update({name.replace("__", "."): content for name, content in changes.items()})
     for file in model.iterdir():
-        if file.name not in files and file.is_file():
+        if file.name not in files and file.name != "plan.json" and file.is_file():
             (folder / file.name).symlink_to(file.resolve())
     for name, content in files.items():
         if content is not None:

@@ -140,7 +140,7 @@ void read_plan(Input input) {
 }
 
 void tokenize_prompt(Input input) {
-  static const Tokenizer tokenizer(SPARVAR_MODELS "/emoji-v0/spiece.model", 100);
+  static const Tokenizer tokenizer(SPARVAR_MODELS "/emoji/spiece.model", 100);
   answer([&] {
     constexpr int kLongest = 64;
     const std::vector<std::int32_t> ids = tokenizer.encode(text_of(input), kLongest);

@@ -39,7 +39,7 @@ class BatchBits : public ::testing::Test {
   static constexpr int kTexts = 8;
   static constexpr int kLengths[kTexts] = {9, 1, 30, 5, 64, 17, 3, 41};
 
-  static std::string bundled() { return testing::models_dir() + "/emoji-v0"; }
+  static std::string bundled() { return testing::models_dir() + "/emoji"; }
   static std::unique_ptr<Backend> device() {
     if (!testing::on_gpu()) return make_cpu_backend({.compute = DType::f32, .threads = 2});
     std::string why;

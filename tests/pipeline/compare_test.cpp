@@ -52,7 +52,7 @@ TEST(SparseShare, CountsPairsOfSparseScalesOnly) {
 }
 
 TEST(Compare, NeedsAPlanAndOnePrompt) {
-  Pipeline pipeline = Pipeline::load({.model_dir = SPARVAR_MODELS "/emoji-v0", .device = "cpu"});
+  Pipeline pipeline = Pipeline::load({.model_dir = SPARVAR_MODELS "/emoji", .device = "cpu"});
   CompareOptions options;
   options.generate.prompts = {"a"};
   EXPECT_THROW(compare(pipeline, options), Error);

@@ -68,7 +68,7 @@ struct Parts {
 Parts parts(const std::string& transformer, const std::string& vae) {
   return {ConvertSource("transformer", testing::data_dir() + "/" + transformer + "/weights.safetensors", {}),
           ConvertSource("vae", testing::data_dir() + vae, {}),
-          ConvertSource("text encoder", testing::models_dir() + "/emoji-v0/text_encoder.safetensors", {})};
+          ConvertSource("text encoder", testing::models_dir() + "/emoji/text_encoder.safetensors", {})};
 }
 
 std::string text_config(const TempFolder& folder) {
@@ -135,7 +135,7 @@ TEST(Convert, AFixtureBecomesAFolderThatHoldsItsTensorsExactly) {
   fs::create_directory(text);
   fs::copy(text_config(folder), text + "/config.json");
   for (const char* name : {"spiece.model", "text_encoder.safetensors"})
-    fs::copy(testing::models_dir() + "/emoji-v0/" + name, text + "/" + name);
+    fs::copy(testing::models_dir() + "/emoji/" + name, text + "/" + name);
   std::int64_t last = 0;
   ConvertOptions options;
   options.transformer = testing::data_dir() + "/infinity-tiny-patchify/weights.safetensors";
@@ -174,7 +174,7 @@ TEST(Convert, StopsWhereItIsCancelled) {
   std::filesystem::create_directory(text);
   std::filesystem::copy(text_config(folder), text + "/config.json");
   for (const char* name : {"spiece.model", "text_encoder.safetensors"})
-    std::filesystem::copy(testing::models_dir() + "/emoji-v0/" + name, text + "/" + name);
+    std::filesystem::copy(testing::models_dir() + "/emoji/" + name, text + "/" + name);
   std::atomic<bool> cancel = false;
   ConvertOptions options;
   options.transformer = testing::data_dir() + "/infinity-tiny-f16/weights.safetensors";

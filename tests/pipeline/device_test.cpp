@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string bundled() { return testing::models_dir() + "/emoji-v0"; }
+std::string bundled() { return testing::models_dir() + "/emoji"; }
 
 /// The bundled model on its first seven scales: pictures of 128 x 128.
 class SmallModel {

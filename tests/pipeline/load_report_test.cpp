@@ -41,7 +41,7 @@ TEST(LoadReport, AnEmptyModelIsDoneAtOnce) {
 
 TEST(LoadReport, RandomWeightsTellTheirBytes) {
   const auto backend = make_cpu_backend({.compute = DType::bf16, .threads = 1});
-  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji-v0/config.json");
+  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji/config.json");
   std::int64_t bytes = 0;
   const RandomWeights weights(config, *backend, [&](std::int64_t more) { bytes += more; });
   const std::int64_t before = bytes;

@@ -11,7 +11,7 @@
 
 namespace sparvar::testing {
 
-inline std::string bundled() { return models_dir() + "/emoji-v0"; }
+inline std::string bundled() { return models_dir() + "/emoji"; }
 
 struct Small {
   std::unique_ptr<Backend> backend = make_cpu_backend({.compute = DType::f32, .threads = 2});

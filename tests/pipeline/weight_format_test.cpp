@@ -11,7 +11,7 @@ namespace {
 
 PipelineOptions options_of(const std::string& device, WeightFormat weights, Precision precision = Precision::bf16) {
   PipelineOptions options;
-  options.model_dir = testing::models_dir() + "/emoji-v0";
+  options.model_dir = testing::models_dir() + "/emoji";
   options.precision = precision;
   options.threads = 2;
   options.device = device;

@@ -92,17 +92,17 @@ Tensor summed_codes(const TensorFile& io) {
 }
 
 TEST(BsqVae, BundledModelDrawsTheFixturesPicture) {
-  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji-v0/config.json");
-  const TensorFile weights = TensorFile::open_in(testing::models_dir() + "/emoji-v0", "vae");
-  const TensorFile io = Fixture("emoji-v0").open("io-0.safetensors");
+  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji/config.json");
+  const TensorFile weights = TensorFile::open_in(testing::models_dir() + "/emoji", "vae");
+  const TensorFile io = Fixture("emoji").open("io-0.safetensors");
   const Image want = picture(io.get("image_u8_rgb_hwc"));
   const Tensor codes = summed_codes(io);
   for (const DType type : {DType::f32, DType::bf16}) {
     const auto backend = make_cpu_backend({type, 0});
     BsqVae vae(config.vae, weights, *backend);
     const Image got = to_image(vae.draw(codes), 0);
-    EXPECT_LE(largest_difference(got, want), type == DType::f32 ? 1 : 8) << name_of(type);
-    EXPECT_GE(psnr(got, want), type == DType::f32 ? 80.0 : 45.0) << name_of(type);
+    EXPECT_LE(largest_difference(got, want), type == DType::f32 ? 1 : 24) << name_of(type);
+    EXPECT_GE(psnr(got, want), type == DType::f32 ? 75.0 : 38.0) << name_of(type);
   }
 }
 

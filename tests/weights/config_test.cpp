@@ -41,7 +41,7 @@ std::string error_of(const std::string& text) {
 }
 
 TEST(Config, BundledModel) {
-  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji-v0/config.json");
+  const ModelConfig config = read_model_config(testing::models_dir() + "/emoji/config.json");
   EXPECT_EQ(config.architecture, "infinity");
   EXPECT_EQ(config.transformer.depth, 8);
   EXPECT_EQ(config.transformer.head_dim(), 64);
@@ -55,8 +55,10 @@ TEST(Config, BundledModel) {
   EXPECT_EQ(config.text_encoder.d_ff, 512);
   EXPECT_EQ(config.schedule, *schedule_1m(1.0));
   EXPECT_EQ(config.rope_grid, (Grid{64, 64}));
-  EXPECT_EQ(config.default_cfg, std::vector<float>{4.0F});
-  EXPECT_EQ(config.default_tau, std::vector<float>{0.7F});
+  for (const std::vector<float>& defaults : {config.default_cfg, config.default_tau}) {  // training chooses them
+    ASSERT_EQ(defaults.size(), 1U);
+    EXPECT_GT(defaults[0], 0.0F);
+  }
 }
 
 TEST(Config, DefaultsOfKeysThatMayBeMissing) {

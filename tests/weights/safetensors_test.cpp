@@ -466,7 +466,7 @@ TEST(Safetensors, RefusesScalesThatDoNotFit) {
 }
 
 TEST(Safetensors, OpensTheBundledModel) {
-  const std::string folder = testing::models_dir() + "/emoji-v0";
+  const std::string folder = testing::models_dir() + "/emoji";
   const TensorFile file = TensorFile::open_in(folder, "transformer");
   EXPECT_EQ(file.get("pos_start").shape(), (Shape{1, 1, 256}));
   EXPECT_GT(file.parameters(), 1'000'000);

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from training.__main__ import main
 from training.config import TINY
@@ -171,6 +171,69 @@ def test_model_card(trained: Path) -> None:
         assert part in text, part
     assert (folder / "curves.png").exists() and (folder / "sheet.jpg").exists()
     assert "report.json: is missing" in stage("card", "--checkpoint", trained, "--model", folder, code=1)
+    # The sheet is pressed into what the folder may have; where that is too little, the old one stays.
+    whole = (folder / "sheet.jpg").stat().st_size
+    others = sum(path.stat().st_size for path in folder.iterdir() if path.name != "sheet.jpg")
+    card: list[str | Path] = ["card", "--checkpoint", trained / "out2", "--model", folder, "--limit"]
+    stage(*card, str(others + whole * 2 // 3))
+    pressed = (folder / "sheet.jpg").stat().st_size
+    assert 500 < pressed <= whole * 2 // 3
+    assert "are left below --limit" in stage(*card, str(others + 100), code=1)
+    assert (folder / "sheet.jpg").stat().st_size == pressed
+    (folder / "plan.json").write_text("[]")
+    assert "plan.json: not an attention plan" in stage(*card[:-1], code=1)
+
+
+def bundle(*arguments: str | Path, code: int = 0) -> str:
+    """training/bundle in a process; what it says."""
+    conformance = program("tests/conformance")
+    program("apps/cli/sparvar")
+    env = {**os.environ, "PYTHON": sys.executable, "SPARVAR_BUILD": str(conformance.parent.parent)}
+    done = subprocess.run([ROOT / "training/bundle", "--preset", "tiny", *arguments], capture_output=True, text=True,
+                          timeout=600, env=env)  # fmt: skip
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    if code:
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("training/bundle: "), done.stderr
+    return done.stdout + done.stderr
+
+
+def test_bundle(trained: Path, tmp_path: Path) -> None:
+    """From a checkpoint to a model folder with plan and card, and a fixture; then single steps."""
+    model, fixture = tmp_path / "shapes", tmp_path / "fixture"
+    where: list[str | Path] = ["-o", model, "--fixture", fixture]
+    source: list[str | Path] = ["--checkpoint", trained / "out2", "--tokenizer", trained / "s.model"]
+    said = bundle(*source, *where, "--budget", "2", "--target-psnr", "20", "--machine", "a laptop")
+    for part in ("== export", "== fixture", "== tune", "== card", ": 0 failed", "of less than 32000000"):
+        assert part in said, said
+    assert said.count(", 0 failed") == 2, "conformance in f32 and in bf16"
+    plan = json.loads((model / "plan.json").read_text())
+    assert plan["name"] == "tuned-20dB"
+    card = (model / "README.md").read_text()
+    assert "## Attention plan" in card and plan["note"][0] in card and "on a laptop" in card
+    images = [name for name in ("io-0", "io-1") if "image_u8_rgb_hwc" in load_file(fixture / f"{name}.safetensors")]
+    assert images == ["io-0"], "a thin fixture has one picture"
+    # Each step alone; an export takes the old plan away.
+    assert "== tune" not in bundle(*where, "--only", "fixture")
+    assert "== fixture" not in bundle(*source[:3], model / "spiece.model", *where, "--only", "export")
+    assert not (model / "plan.json").exists()
+    # A fixture of another model is noticed, by the reference first.
+    wrong = load_file(model / "transformer.safetensors")
+    wrong["head.weight"] *= 1.01
+    save_file(wrong, model / "transformer.safetensors")
+    check: list[str | Path] = [sys.executable, ROOT / "scripts/check_bundled_fixture.py", "--model", model, fixture]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "FAILED  logit_difference.s0" in done.stdout, done.stdout + done.stderr
+
+
+def test_bundle_says_what_is_missing(trained: Path, tmp_path: Path) -> None:
+    model: list[str | Path] = ["-o", tmp_path / "shapes"]
+    source: list[str | Path] = ["--checkpoint", trained / "out2", "--tokenizer", trained / "s.model"]
+    assert "there is no step exprot" in bundle(*source, *model, "--only", "exprot", code=2)
+    assert "--checkpoint '' is no folder" in bundle(*model, code=2)
+    assert "is no file" in bundle(*source[:2], *model, "--tokenizer", tmp_path / "none", code=2)
+    assert "the step export comes first" in bundle(*model, "--only", "tune", code=2)
+    assert "report.json: is missing" in bundle("--checkpoint", trained / "out1", *source[2:], *model, code=1)
+    assert not (tmp_path / "shapes").exists(), "nothing was begun"
 
 
 def test_a_longer_budget_leaves_the_vae_alone(trained: Path, data: Path) -> None:
