@@ -2,7 +2,6 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
-#include <memory>
 #include <optional>
 #include <span>
 
@@ -15,13 +14,13 @@ namespace {
 
 using Maps = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
-std::unique_ptr<AttentionAnalyzer> make(const Grids& grids, const std::vector<int>& scales, int side,
-                                        const std::vector<int>& windows, int sink_scales) {
+void make(AttentionAnalyzer* memory, const Grids& grids, const std::vector<int>& scales, int side,
+          const std::vector<int>& windows, int sink_scales) {
   CslaAttention counted;
   counted.windows = windows;
   counted.sink_scales = sink_scales;
   counted.centre = CslaAttention::Centre::half_pixel;
-  return std::make_unique<AttentionAnalyzer>(AnalyzerOptions{schedule_of(grids), scales, side, counted});
+  new (memory) AttentionAnalyzer(AnalyzerOptions{schedule_of(grids), scales, side, counted});
 }
 
 void require_scale(const AttentionAnalyzer& analyzer, int scale) {
@@ -111,7 +110,7 @@ nb::list results(const AttentionAnalyzer& analyzer) {
 void bind_analyzer(nb::module_& m) {
   m.attr("distance_bins") = kDistanceBins;
   nb::class_<AttentionAnalyzer>(m, "Analyzer", "Sinks, locality and similarity across scales; see sparvar.analyze.")
-      .def(nb::new_(&make), nb::arg("schedule"), nb::arg("scales"), nb::arg("side"), nb::arg("windows"),
+      .def("__init__", &make, nb::arg("schedule"), nb::arg("scales"), nb::arg("side"), nb::arg("windows"),
            nb::arg("sink_scales"))
       .def("queries", &queries, nb::arg("scale"), "Tokens whose probabilities are counted.")
       .def("parents", &parents, nb::arg("scale"), "For each of them the token of the scale below that lies under it.")

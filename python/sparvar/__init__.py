@@ -1,8 +1,8 @@
 """sparvar: pictures from text with visual autoregressive models, and sparse attention that needs no training.
 
 `Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model;
-`plans` makes attention plans; `analyze(captures, schedule)` tells what attention of any model looks like, `plots` draws it.
-The pages: docs/python.md, docs/python-api.md.
+`plans` makes attention plans; `analyze(captures, schedule)` tells what attention of any model looks like, `plots` draws
+it. The pages: docs/python.md, docs/python-api.md.
 """
 
 from . import _engine, analysis, plans, plots

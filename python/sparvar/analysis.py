@@ -5,9 +5,9 @@
     report = sparvar.analyze(maps, [1, 2, 3, 4, 5, 6, 8, 10, 13, 16])
     sparvar.plots.scale_pairs(report)
 
-The figures are those of `sparvar analyze` (docs/quality-tools.md), counted by the same code; they say which plan suits a
-model: weight on the first scales asks for sinks, weight near the query for windows (CSLA), and maps that a scale shares
-with the one before for keys that are carried up (CS4A). SparVAR, section 3.
+The figures are those of `sparvar analyze` (docs/quality-tools.md), counted by the same code; they say which plan suits
+a model: weight on the first scales asks for sinks, weight near the query for windows (CSLA), and maps that a scale
+shares with the one before for keys that are carried up (CS4A): the three properties that SparVAR stands on.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Captures:
         if k.shape[0] != q.shape[0] or k.shape[3] != channels or k.shape[1] == 0 or heads % k.shape[1]:
             raise UsageError(
                 f"analyze: layer {layer}: q {tuple(q.shape)} and k {tuple(k.shape)} do not belong together; expected "
-                "(batch, heads, tokens, channels) with one batch, one number of channels, and as many heads or a divisor"
+                "(batch, heads, tokens, channels) of one batch and one number of channels, as many heads or a divisor"
             )
         call = _Call(queries, int(k.shape[2]), heads, scale=1 / math.sqrt(channels) if scale is None else float(scale))
         call.q = self._entry(layer, q)
@@ -185,7 +185,7 @@ def analyze(
         raise UsageError(f"analyze: expected what sparvar.analysis.capture gave, found {type(captures).__name__}")
     if len(captures) == 0:
         raise UsageError(
-            "analyze: nothing was captured: no module called scaled_dot_product_attention or a softmax over 4 dimensions "
+            "analyze: nothing was captured: no module called scaled_dot_product_attention or a softmax of 4 dimensions "
             "inside the with; run the model there, uncompiled, with PyTorch's own attention"
         )
     count = counter(schedule, scales, side, windows, sink_scales)
@@ -264,8 +264,8 @@ def _fitting(captures: Captures, steps: tuple[Grid, ...]) -> tuple[dict[str, lis
         first = next(iter(heads))
         if any(call.heads != heads[first] for _, call, _, _ in steps_of):
             raise UsageError(
-                f"analyze: layer {name} has {steps_of[0][1].heads} heads and layer {first} {heads[first]}: choose layers "
-                "of one number of heads with capture(modules=...)"
+                f"analyze: layer {name} has {steps_of[0][1].heads} heads and layer {first} {heads[first]}: choose "
+                "layers of one number of heads with capture(modules=...)"
             )
     return fitting, tuple(left_out)
 
@@ -317,7 +317,7 @@ def _probabilities(name: str, step: _Step, tokens: list[int]) -> NDArray[np.floa
         rows = _numbers(call.probabilities[:, at])[:, :, :keys]
         if not np.isfinite(rows).all() or (rows < 0).any() or (abs(rows.sum(-1) - 1) > _SUM_TOLERANCE).any():
             raise UsageError(
-                f"analyze: layer {name}, scale {scale}: the rows are no probabilities: some are negative or not finite, "
+                f"analyze: layer {name}, scale {scale}: the rows are no probabilities: some are negative, NaN, "
                 f"or do not sum to 1 over the {keys} keys of scales 0 to {scale}"
             )
         return np.ascontiguousarray(rows)
@@ -327,14 +327,16 @@ def _probabilities(name: str, step: _Step, tokens: list[int]) -> NDArray[np.floa
     logits = np.float32(call.scale) * (q @ k.swapaxes(1, 2))
     if not np.isfinite(logits).all():
         raise UsageError(
-            f"analyze: layer {name}, scale {scale}: NaN or infinity in the logits q k^T; look at the model's q and k there"
+            f"analyze: layer {name}, scale {scale}: NaN or infinity in q k^T; look at the model's q and k there"
         )
     if call.mask is not None:
         rows_of = call.mask[:, at] if call.mask.shape[1] > 1 else call.mask
         mask = _numbers(rows_of)[:, :, :keys]
         logits = np.where(mask > 0, logits, -np.inf) if "bool" in str(call.mask.dtype) else logits + mask
         if not (logits.max(-1) > -np.inf).all():
-            raise UsageError(f"analyze: layer {name}, scale {scale}: the mask hides every key from a query, or holds NaN")
+            raise UsageError(
+                f"analyze: layer {name}, scale {scale}: the mask hides every key from a query, or holds NaN"
+            )
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return np.ascontiguousarray(weights / weights.sum(-1, keepdims=True, dtype=np.float64), dtype=np.float32)
 

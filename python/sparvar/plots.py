@@ -21,7 +21,9 @@ __all__ = ["locality", "scale_pairs", "similarity", "sinks"]
 _LOCAL_SCALES = 3
 
 
-def scale_pairs(report: Report, layer: int | str | None = None, head: int | None = None, ax: Axes | None = None) -> Axes:
+def scale_pairs(
+    report: Report, layer: int | str | None = None, head: int | None = None, ax: Axes | None = None
+) -> Axes:
     """Where the weight goes: a row for each scale of queries, a column for each scale of keys, rows sum to 1."""
     shares = _of(report, report.mass, layer, head)
     ax = _axes(ax, (0.6 * len(report.schedule) + 2, 0.5 * len(report.scales) + 1.5))

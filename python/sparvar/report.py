@@ -58,7 +58,9 @@ class Report:
     def to_json(self) -> str:
         """The report in the form of `sparvar analyze --json`, rounded to six decimals; null where there is no value."""
         rows = self._rows()
-        layers = [{"layer": i} | _rounded({n: row[i].mean() for n, row in rows.items()}) for i in range(len(self.layers))]
+        layers = [
+            {"layer": i} | _rounded({n: row[i].mean() for n, row in rows.items()}) for i in range(len(self.layers))
+        ]
         results = [self._result(rows, i, s) for i in range(len(self.layers)) for s in range(len(self.scales))]
         return json.dumps(
             {
@@ -94,9 +96,9 @@ class Report:
 
     def _head(self, i: int, s: int, head: int, k: int) -> dict[str, Any]:
         at = (i, s, head)
+        mean, weight, keys = self.distance[at], self.weight[at], self.keys[at]
         distances = [
-            {"key_scale": j}
-            | _rounded({"mean": self.distance[(*at, j)], "weight": self.weight[(*at, j)], "keys": self.keys[(*at, j)]})
+            {"key_scale": j} | _rounded({"mean": mean[j], "weight": weight[j], "keys": keys[j]})
             for j in range(max(0, k + 1 - _LOCAL_SCALES), k + 1)
         ]
         figures = {
