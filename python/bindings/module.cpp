@@ -7,6 +7,7 @@ NB_MODULE(_engine, m) {
   sparvar::python::bind_errors(m);
   sparvar::python::bind_plans(m);
   sparvar::python::bind_lists(m);
+  sparvar::python::bind_analyzer(m);
   sparvar::python::bind_pipeline(m);
   sparvar::python::bind_attention(m);
 }

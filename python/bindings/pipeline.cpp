@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "bridge.h"
+#include "pipeline/analyze.h"
 
 namespace sparvar::python {
 namespace {
@@ -131,10 +132,20 @@ class Engine {
   nb::dict info() const { return dict_of(pipeline_->info()); }
   AttentionPlan default_plan(int scales) const { return sparvar::default_plan(pipeline_->info(), scales); }
 
-  nb::tuple generate(GenerateOptions options, const nb::object& on_progress, const nb::object& on_preview) {
+  nb::tuple generate(GenerateOptions options, const nb::object& on_progress, const nb::object& on_preview,
+                     AttentionAnalyzer* analyzer) {
     Bridge bridge;
     options.cancel = bridge.cancel();
-    if (!pipeline_->info().on_gpu) options.on_attention = [&bridge](int, int, const AttentionArgs&) { bridge.look(); };
+    const bool on_gpu = pipeline_->info().on_gpu;
+    if (analyzer != nullptr && on_gpu)
+      throw Error(ErrorKind::usage,
+                  "analyze: queries and keys are looked at on the CPU; load the pipeline with device "
+                  "cpu");
+    if (!on_gpu)
+      options.on_attention = [&bridge, analyzer](int layer, int scale, const AttentionArgs& args) {
+        bridge.look();
+        if (analyzer != nullptr && !bridge.failed()) analyzer->observe(layer, scale, args);
+      };
     options.on_progress = [&](const Progress& at) {
       bridge.call([&] {
         if (!on_progress.is_none()) on_progress(name_of(at.stage), at.done, at.total, pair_of(at.grid), at.seconds);
@@ -223,9 +234,9 @@ void bind_pipeline(nb::module_& m) {
       .def("default_plan", &Engine::default_plan, nb::arg("scales"),
            "Of a picture of so many scales where no plan is named: the model's plan.json, or a preset.")
       .def("generate", &Engine::generate, nb::arg("options"), nb::arg("on_progress").none(),
-           nb::arg("on_preview").none(),
+           nb::arg("on_preview").none(), nb::arg("analyzer").none() = nb::none(),
            "Returns ([uint8 (h, w, 3), ...], timings). on_progress(stage, done, total, (h, w), seconds); "
-           "on_preview(pixels, prompt, picture, scale).");
+           "on_preview(pixels, prompt, picture, scale). analyzer: counts what it sees, on the CPU.");
 }
 
 }  // namespace sparvar::python

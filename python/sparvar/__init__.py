@@ -1,10 +1,12 @@
 """sparvar: pictures from text with visual autoregressive models, and sparse attention that needs no training.
 
 `Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model;
-`plans` makes attention plans. The pages: docs/python.md.
+`plans` makes attention plans; `analyze(captures, schedule)` tells what attention of any model looks like, `plots` draws
+it. The pages: docs/python.md, docs/python-api.md.
 """
 
-from . import _engine, plans
+from . import _engine, analysis, plans, plots
+from .analysis import analyze
 from .attention import AttentionState, attention
 from .errors import Cancelled, Error, InputError, ResourceError, UsageError
 from .lists import Bsr, KeyLists
@@ -30,7 +32,10 @@ __all__ = [
     "Timings",
     "UsageError",
     "__version__",
+    "analysis",
+    "analyze",
     "attention",
     "plans",
+    "plots",
     "schedule",
 ]

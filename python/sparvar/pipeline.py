@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import _engine, plans
+from .analysis import counter
 from .errors import UsageError
+from .report import Report
 
 _DTYPES = {"bfloat16": True, "bf16": True, "float32": False, "f32": False, "float": False}
 _OUTPUTS = ("pil", "np", "pt")
@@ -238,6 +240,34 @@ class Pipeline:
             timings=_timings(timings),
             seeds=[Seed(options.seed, (first_picture + i) % _SEEDS) for i in range(count)],
         )
+
+    def analyze(
+        self, prompt: str | Sequence[str], *, scales: Sequence[int] | None = None, side: int = 16, seed: int = 0
+    ) -> Report:
+        """Draws with dense attention and looks at it: sinks, locality, similarity across scales, as `sparvar analyze`.
+
+        prompt: one picture of each is drawn. scales: which are looked at; without, the last three. side: at most side x
+        side queries of a scale, evenly spread, of the conditional half. For a pipeline on the CPU; `sparvar.analyze` is
+        for other models. Raises UsageError on a GPU.
+        """
+        count = counter(self.schedule, scales, side)
+        prompts = _prompts(prompt)
+        if not prompts:
+            raise UsageError("analyze: no prompt; attention is that of pictures being drawn")
+        bar = _Bar({"desc": "scales", **self._progress})
+        steps = len(self.schedule)
+        with contextlib.closing(bar):
+            for number, one in enumerate(prompts):
+                options = _engine.GenerateOptions()
+                options.prompts = [one]
+                options.seed, options.first_picture, options.batch = _seed(seed, None), number, 1
+                options.plan = self._plan("dense", list(self.schedule))
+
+                def show(_: str, done: int, *__: Any, before: int = number * steps) -> None:
+                    bar.to(before + done, len(prompts) * steps)
+
+                self._engine.generate(options, show, None, count.analyzer)
+        return count.report(tuple(str(layer) for layer in range(self.info["layers"])))
 
     def _plan(self, attention: Any, grids: list[tuple[int, int]]) -> _engine.AttentionPlan:
         if attention is None:

@@ -79,11 +79,35 @@ void AttentionAnalyzer::keep_parents(int layer, int scale, const Tensor& q) {
   }
 }
 
+void AttentionAnalyzer::count(int layer, int scale, int head, int heads, std::span<const float> rows,
+                              std::span<const float> before) {
+  const auto found = statistics_.find(scale);
+  if (found == statistics_.end())
+    throw Error(ErrorKind::usage, fmt::format("analyze: scale {} is not one that is looked at", scale));
+  const AttentionStatistics& statistics = found->second;
+  const auto at = static_cast<std::size_t>(scale);
+  const std::vector<std::int32_t> tokens = sampled_tokens(options_.schedule[at], options_.side);
+  const auto keys = static_cast<std::size_t>(first_[at + 1]), keys_before = static_cast<std::size_t>(first_[at]);
+  if (rows.size() != tokens.size() * keys || (!before.empty() && before.size() != tokens.size() * keys_before))
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("analyze: layer {}, scale {}: expected probabilities of {} queries over {} keys, and over {} "
+                    "keys of the scale below, found {} and {} numbers",
+                    layer, scale, tokens.size(), keys, keys_before, rows.size(), before.size()));
+  std::vector<HeadSums>& sums = sums_[{layer, scale}];
+  if (sums.empty()) sums.resize(static_cast<std::size_t>(heads), statistics.nothing());
+  if (sums.size() != static_cast<std::size_t>(heads) || head < 0 || head >= heads)
+    throw Error(ErrorKind::usage, fmt::format("analyze: layer {}, scale {}: head {} of {}, and {} heads before", layer,
+                                              scale, head, heads, sums.size()));
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    statistics.add(sums[static_cast<std::size_t>(head)], tokens[i], rows.subspan(i * keys, keys),
+                   before.empty() ? before : before.subspan(i * keys_before, keys_before));
+}
+
 void AttentionAnalyzer::observe(int layer, int scale, const AttentionArgs& args) {
   if (args.q.place() != Place::host) throw Error(ErrorKind::usage, "attention is analyzed on the CPU");
   if (looked_at(scale)) {
     const Grid grid = options_.schedule[static_cast<std::size_t>(scale)];
-    const AttentionStatistics& statistics = statistics_.at(scale);
     SampledAttention sample{layer,
                             scale,
                             static_cast<int>(args.q.dim(1)),
@@ -93,8 +117,6 @@ void AttentionAnalyzer::observe(int layer, int scale, const AttentionArgs& args)
     const std::size_t rows = sample.tokens.size();
     const int channels = static_cast<int>(args.q.dim(3));
     sample.probabilities.resize(static_cast<std::size_t>(sample.heads) * rows * static_cast<std::size_t>(sample.keys));
-    std::vector<HeadSums>& sums = sums_[{layer, scale}];
-    sums.resize(static_cast<std::size_t>(sample.heads), statistics.nothing());
     std::vector<std::int32_t> all(static_cast<std::size_t>(sample.keys));
     std::iota(all.begin(), all.end(), 0);
     const int keys_before = first_[static_cast<std::size_t>(scale)];
@@ -113,13 +135,7 @@ void AttentionAnalyzer::observe(int layer, int scale, const AttentionArgs& args)
         before.resize(rows * static_cast<std::size_t>(keys_before));
         probabilities(queries, keys, channels, args.scale, before.data());
       }
-      for (std::size_t i = 0; i < rows; ++i)
-        statistics.add(sums[static_cast<std::size_t>(head)], sample.tokens[i],
-                       {sample.row(head, static_cast<int>(i)), static_cast<std::size_t>(sample.keys)},
-                       before.empty()
-                           ? std::span<const float>()
-                           : std::span<const float>(before.data() + i * static_cast<std::size_t>(keys_before),
-                                                    static_cast<std::size_t>(keys_before)));
+      count(layer, scale, head, sample.heads, {own, rows * static_cast<std::size_t>(sample.keys)}, before);
     }
     if (on_sample) on_sample(sample);
   }

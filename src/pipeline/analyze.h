@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <map>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -43,6 +44,12 @@ class AttentionAnalyzer {
 
   /// Before attention at (layer, scale) runs; layers and scales come in order. Tensors are on the host.
   void observe(int layer, int scale, const AttentionArgs& args);
+
+  /// Counts probabilities that the caller has: those of one head at (layer, scale), of the queries sampled_tokens()
+  /// names: rows [sampled][keys of scales 0 .. scale]. `before` [sampled][keys of scales 0 .. scale - 1]: those of the
+  /// queries of the scale below that lie under them (token_under()); empty: similarity is left out. Throws Error(usage)
+  /// where the sizes are others, or the scale is not looked at.
+  void count(int layer, int scale, int head, int heads, std::span<const float> rows, std::span<const float> before);
 
   const AnalyzerOptions& options() const { return options_; }
   /// By (layer, scale): the sums of each head over all queries of all pictures seen.
