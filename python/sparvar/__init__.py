@@ -1,13 +1,14 @@
 """sparvar: pictures from text with visual autoregressive models, and sparse attention that needs no training.
 
-`Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model;
-`plans` makes attention plans. The pages: docs/python.md.
+`Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model,
+`patch(model)` inside upstream's PyTorch models; `plans` makes attention plans. The pages: docs/python.md.
 """
 
 from . import _engine, plans
 from .attention import AttentionState, attention
 from .errors import Cancelled, Error, InputError, ResourceError, UsageError
 from .lists import Bsr, KeyLists
+from .patch import patch, unpatch
 from .pipeline import Pipeline, PipelineOutput, ScaleState, ScaleTiming, Seed, Timings
 from .plans import Plan, schedule
 
@@ -31,6 +32,8 @@ __all__ = [
     "UsageError",
     "__version__",
     "attention",
+    "patch",
     "plans",
     "schedule",
+    "unpatch",
 ]
