@@ -246,10 +246,16 @@ class PlanKernel {
     for (std::size_t axis = dimensions; axis-- > 0; packed *= shape[axis])
       if (shape[axis] != 1 && array->stride(axis) != packed)
         throw Error(ErrorKind::usage, fmt::format("attention: {} is not contiguous", name));
-    const auto type = array->dtype();
-    DType dtype = DType::i32;
-    if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float)) dtype = DType::f32;
-    if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat)) dtype = DType::bf16;
+    const nb::dlpack::dtype type = array->dtype();
+    DType dtype = DType::f32;
+    if (type == nb::dtype<std::int32_t>())
+      dtype = DType::i32;
+    else if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat) && type.bits == 16)
+      dtype = DType::bf16;
+    else if (type != nb::dtype<float>())
+      throw Error(ErrorKind::usage, fmt::format("attention: {} is of a type of {} bits; expected float32, bfloat16 or "
+                                                "int32",
+                                                name, type.bits));
     return {const_cast<void*>(array->data()), dtype, std::move(shape), nullptr,
             array->device_type() == nb::device::cuda::value ? Place::device : Place::host};
   }

@@ -93,7 +93,7 @@ def same(got, expected, tolerance=2e-5):
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
-def like(got, expected, bound=1e-3):
+def like(got, expected, bound=1e-4):
     """Of keys that all but tie, the choosing methods may choose different ones: few numbers may be others."""
     assert mean_error(got, expected) < bound
 
@@ -147,8 +147,8 @@ def test_presets_over_several_pictures(kind, name):
     model = make()
     plan = plans.preset(name, grids, layers=len(layers_of(model)))
     expected = [draw(with_attention(model, by_hand(plan)), seed=seed) for seed in range(3)]
-    if name != "dense":
-        assert mean_error(draw(model), expected[0]) > 1e-2, "dense attention would pass this test"
+    if name not in ("dense", "csla-blocks"):  # blocks of 128 hide nothing of so small a picture
+        assert mean_error(draw(model), expected[0]) > 5e-4, "dense attention would pass this test"
     sparvar.patch(model, name)
     for seed in range(3):
         (same if plan.is_static else like)(draw(model, seed=seed), expected[seed])
