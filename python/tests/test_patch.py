@@ -182,7 +182,7 @@ def check_bfloat16(device, plan, attend):
     for a, b, e in zip(got, own, exact, strict=True):
         assert a.dtype == torch.bfloat16
         error, own_error = ((part.float() - e).square().mean().sqrt() for part in (a, b))
-        assert error < 1.2 * own_error < 0.02
+        assert error < 1.5 * own_error < 0.02
 
 
 def test_bfloat16_as_upstream_runs_it():
@@ -493,7 +493,7 @@ def test_presets_on_a_gpu(name):
     sparvar.patch(model, name)
     for seed in range(2):
         got = model.draw(some, seed=seed)
-        like(got, expected[seed])
+        like(got, expected[seed], 1e-3)
 
 
 @pytest.mark.gpu
