@@ -1,6 +1,6 @@
 """What `sparvar.patch` puts in the place of upstream's self-attention layers.
 
-A layer's own forward takes about forty operations; here they are the projection, one kernel that normalises, rotates
+A layer's own forward takes some thirty operations; here they are the projection, one kernel that normalises, rotates
 and writes into the cache, attention by the plan, and the output projection. Less work for the GPU, and far fewer
 launches on the small scales, where a model in eager PyTorch waits for them.
 """
