@@ -81,6 +81,13 @@ struct Call {
   std::shared_ptr<Lists> lists;  // instead of the plan
 };
 
+/// How q, k and v are made of the qkv product, besides its arrays.
+struct Split {
+  bool normalise = true;
+  std::int64_t first = 0;     // row of the caches
+  std::uintptr_t stream = 0;  // of CUDA
+};
+
 /// A plan on one device. Arrays are packed, k and v may be the first rows of a larger cache. One call at a time: others
 /// wait.
 class PlanKernel {
@@ -131,6 +138,46 @@ class PlanKernel {
     return backend_->working_bytes([&] { attend(call, args, carried); });
   }
 
+  /// Backend::split_qkv: qkv (batch, tokens, 3 heads, channels), float32 on the CPU; q (batch, heads, tokens, channels)
+  /// and rows [first, first + tokens) of k and v (batch, heads, capacity, channels) are written. head_scale: float32
+  /// (heads); rope: float32 (tokens, channels / 2, 2).
+  void split(const Split& how, const In& qkv_, const Out& q_, const Out& k_, const Out& v_,
+             const std::optional<In>& head_scale, const std::optional<In>& rope) {
+    const Array4 qkv = array4("qkv", qkv_, false), q4 = array4("q", q_, false), k4 = array4("k_cache", k_, false),
+                 v4 = array4("v_cache", v_, false);
+    const std::int64_t batch = qkv.shape[0], n = qkv.shape[1], heads = qkv.shape[2] / 3, dim = qkv.shape[3];
+    const auto expect = [](const Array4& a, const std::array<std::int64_t, 4>& shape) {
+      if (a.shape != shape)
+        throw Error(ErrorKind::usage, fmt::format("split_qkv: {} is {}, expected ({}, {}, {}, {})", a.name, a.text(),
+                                                  shape[0], shape[1], shape[2], shape[3]));
+    };
+    expect(qkv, {batch, n, 3 * heads, dim});
+    expect(q4, {batch, heads, n, dim});
+    expect(k4, {batch, heads, k4.shape[2], dim});
+    expect(v4, k4.shape);
+    const DType product_type = gpu_ < 0 ? DType::f32 : qkv.dtype;  // a GPU takes both
+    for (const Array4* a : {&qkv, &q4, &k4, &v4})
+      if ((a->on_gpu ? a->device : -1) != gpu_ || a->dtype != (a == &qkv ? product_type : dtype_))
+        throw Error(ErrorKind::usage, fmt::format("split_qkv: {} {} is not what was prepared", a->name, a->text()));
+    QkvArgs args{.heads = static_cast<int>(heads),
+                 .l2_norm = how.normalise,
+                 .head_scale = carried_tensor("head_scale", head_scale, 1),
+                 .rope = carried_tensor("rope", rope, 3),
+                 .offset = how.first};
+    require_small("head_scale", args.head_scale, {heads});
+    require_small("rope", args.rope, {n, dim / 2, 2});
+    if (how.first < 0 || how.first + n > k4.shape[2] || (args.rope.defined() && dim % 2 != 0))
+      throw Error(ErrorKind::usage, fmt::format("split_qkv: {} rows from row {} do not fit k_cache {}, or heads of {} "
+                                                "channels cannot rotate",
+                                                n, how.first, k4.text(), dim));
+    const Tensor product = qkv.tensor().reshaped({batch, n, 3, heads, dim});
+    Tensor q = q4.tensor(), k = k4.tensor(), v = v4.tensor();
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    backend_->run_on(reinterpret_cast<void*>(how.stream), nullptr, 0,
+                     [&] { backend_->split_qkv(product, args, q, k, v); });
+  }
+
   /// Fills out. At a cs4a rule's decision scale choice and residual are written, above it they are read.
   void run(const Call& call, const In& q, const In& k, const In& v, const Out& out, bool words,
            const std::optional<In>& choice, const std::optional<In>& residual, std::uintptr_t memory,
@@ -144,6 +191,13 @@ class PlanKernel {
   }
 
  private:
+  void require_small(const char* name, const Tensor& x, const Shape& shape) const {
+    if (!x.defined()) return;
+    if (x.shape() != shape || x.dtype() != DType::f32 || (x.place() == Place::device) != (gpu_ >= 0))
+      throw Error(ErrorKind::usage, fmt::format("split_qkv: {} is {} {}, expected float32 {} where qkv is", name,
+                                                name_of(x.dtype()), to_string(x.shape()), to_string(shape)));
+  }
+
   void check_scale(int scale) const {
     if (scale < 0 || scale >= static_cast<int>(schedule_.size()))
       throw Error(ErrorKind::usage, fmt::format("scale {}: the schedule has 0 to {}", scale, schedule_.size() - 1));
@@ -192,10 +246,16 @@ class PlanKernel {
     for (std::size_t axis = dimensions; axis-- > 0; packed *= shape[axis])
       if (shape[axis] != 1 && array->stride(axis) != packed)
         throw Error(ErrorKind::usage, fmt::format("attention: {} is not contiguous", name));
-    const auto type = array->dtype();
-    DType dtype = DType::i32;
-    if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float)) dtype = DType::f32;
-    if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat)) dtype = DType::bf16;
+    const nb::dlpack::dtype type = array->dtype();
+    DType dtype = DType::f32;
+    if (type == nb::dtype<std::int32_t>())
+      dtype = DType::i32;
+    else if (type.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat) && type.bits == 16)
+      dtype = DType::bf16;
+    else if (type != nb::dtype<float>())
+      throw Error(ErrorKind::usage, fmt::format("attention: {} is of a type of {} bits; expected float32, bfloat16 or "
+                                                "int32",
+                                                name, type.bits));
     return {const_cast<void*>(array->data()), dtype, std::move(shape), nullptr,
             array->device_type() == nb::device::cuda::value ? Place::device : Place::host};
   }
@@ -282,6 +342,13 @@ void bind_attention(nb::module_& m) {
           },
           nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"), nb::arg("stream") = 0,
           nb::arg("lists").none() = nb::none());
+  nb::class_<Split>(m, "Split", "How q, k and v are made of a qkv product.")
+      .def(
+          "__init__",
+          [](Split* self, bool normalise, std::int64_t first, std::uintptr_t stream) {
+            new (self) Split{normalise, first, stream};
+          },
+          nb::arg("normalise"), nb::arg("first"), nb::arg("stream") = 0);
   nb::class_<PlanKernel>(m, "PlanKernel", "Attention by a plan on one device.")
       .def(
           "__init__",
@@ -293,6 +360,8 @@ void bind_attention(nb::module_& m) {
            nb::arg("heads"), nb::arg("head_dim"))
       .def("working_bytes", &PlanKernel::working_bytes, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
            nb::arg("out"), nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none())
+      .def("split", &PlanKernel::split, nb::arg("how"), nb::arg("qkv"), nb::arg("q"), nb::arg("k_cache"),
+           nb::arg("v_cache"), nb::arg("head_scale").none(), nb::arg("rope").none())
       .def("run", &PlanKernel::run, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
            nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none(), nb::arg("memory") = 0,
            nb::arg("bytes") = 0);

@@ -1,8 +1,8 @@
 """sparvar: pictures from text with visual autoregressive models, and sparse attention that needs no training.
 
-`Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model;
-`plans` makes attention plans; `analyze(captures, schedule)` tells what attention of any model looks like, `plots` draws
-it. The pages: docs/python.md, docs/python-api.md.
+`Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model,
+`patch(model)` inside upstream's PyTorch models; `plans` makes attention plans; `analyze(captures, schedule)` tells what
+attention of any model looks like, `plots` draws it. The pages: docs/python.md, docs/python-api.md.
 """
 
 from . import _engine, analysis, plans, plots
@@ -10,6 +10,7 @@ from .analysis import analyze
 from .attention import AttentionState, attention
 from .errors import Cancelled, Error, InputError, ResourceError, UsageError
 from .lists import Bsr, KeyLists
+from .patch import patch, unpatch
 from .pipeline import Pipeline, PipelineOutput, ScaleState, ScaleTiming, Seed, Timings
 from .plans import Plan, schedule
 
@@ -35,7 +36,9 @@ __all__ = [
     "analysis",
     "analyze",
     "attention",
+    "patch",
     "plans",
     "plots",
     "schedule",
+    "unpatch",
 ]

@@ -1,4 +1,4 @@
-"""The attention kernels as PyTorch operators: torch.ops.sparvar.attend, .attend_choosing and .attend_following.
+"""The kernels as PyTorch operators: torch.ops.sparvar.attend, .attend_choosing, .attend_following and .split_qkv.
 
 An operator gets tensors and plain values alone, so a plan goes as its text and what cs4a carries as tensors: nothing is
 hidden from `torch.compile`, and all memory is PyTorch's, which keeps a CUDA graph's apart. Outputs lie in memory as
@@ -34,6 +34,11 @@ library = torch.library.Library("sparvar", "DEF")
 library.define(f"attend({_ARGS}, {_WHICH}) -> Tensor", tags=_TAGS)
 library.define(f"attend_choosing({_ARGS}, {_WHICH}) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
 library.define(f"attend_following({_ARGS}, Tensor choice, Tensor residual, {_WHICH}) -> Tensor", tags=_TAGS)
+library.define(
+    "split_qkv(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? head_scale, Tensor? rope, bool normalise, "
+    "int first) -> Tensor",
+    tags=_TAGS,
+)
 
 
 def attention(
@@ -227,6 +232,44 @@ def _following_cuda(
 _no_rules = from_json({"name": "lists", "rules": []}, [1])
 
 
+# ---- what stands before attention in a layer
+
+
+def _split_qkv(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    head_scale: Tensor | None,
+    rope: Tensor | None,
+    normalise: bool,
+    first: int,
+) -> Tensor:
+    """q of the product of a layer's qkv projection, with k and v written into rows [first, first + tokens) of their
+    caches, in one pass.
+
+    qkv: (batch, tokens, 3, heads, channels), contiguous. k_cache, v_cache: (batch, heads, capacity, channels) of the
+    type of q, float32 or bfloat16. normalise: q and k get length 1 (F.normalize); head_scale: float32 (heads,), q is
+    multiplied by it; rope: float32 (tokens, channels / 2, 2), cosine and sine of the pairs (2i, 2i + 1). Sums are
+    float32 and every number is rounded once. Returns q, (batch, heads, tokens, channels).
+    """
+    batch, tokens, _, heads, channels = qkv.shape
+    q = k_cache.new_empty((batch, heads, tokens, channels))
+    device = str(qkv.device)
+    on_gpu = qkv.device.type == "cuda"
+    stream = torch.cuda.current_stream(qkv.device).cuda_stream if on_gpu else 0
+    kernel = plan_kernel(_no_rules, device, k_cache.dtype == torch.bfloat16)
+    product = qkv.flatten(2, 3) if on_gpu else qkv.flatten(2, 3).float()
+    small = [None if tensor is None else tensor.detach() for tensor in (head_scale, rope)]
+    arrays = [tensor.detach() for tensor in (product, q, k_cache, v_cache)]
+    kernel.split(_engine.Split(normalise, first, stream), *arrays, *small)
+    return q
+
+
+def _split_fake(qkv: Tensor, k_cache: Tensor, *_: Any) -> Tensor:
+    batch, tokens, _three, heads, channels = qkv.shape
+    return k_cache.new_empty((batch, heads, tokens, channels))
+
+
 # ---- without computing: shapes for the compiler
 
 
@@ -244,6 +287,7 @@ for _name, _cpu, _cuda, _fake in (
     ("attend", _attend_cpu, _attend_cuda, _attend_fake),
     ("attend_choosing", _choosing_cpu, _choosing_cuda, _choosing_fake),
     ("attend_following", _following_cpu, _following_cuda, _attend_fake),
+    ("split_qkv", _split_qkv, _split_qkv, _split_fake),
 ):
     library.impl(_name, _cpu, "CPU")
     library.impl(_name, _cuda, "CUDA")
