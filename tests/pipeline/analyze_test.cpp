@@ -153,6 +153,31 @@ TEST(Analyzer, AgreesWithDefinitionsOnWholeMaps) {
     }
 }
 
+TEST(Analyzer, CountsProbabilitiesThatTheCallerHas) {
+  const Scene scene;
+  AttentionAnalyzer seen({kSchedule, {2, 3}, 3, windows()}), counted({kSchedule, {2, 3}, 3, windows()});
+  for (int scale = 0; scale < 4; ++scale) seen.observe(1, scale, scene.at(scale));
+  for (const int k : {2, 3})
+    for (int head = 0; head < kHeads; ++head) {
+      std::vector<float> rows, before;
+      for (const std::int32_t token : sampled_tokens(kSchedule[k], 3)) {
+        for (const double weight : scene.row(k, head, token)) rows.push_back(static_cast<float>(weight));
+        const std::int32_t parent = token_under(token, kSchedule[k], kSchedule[k - 1]);
+        for (const double weight : scene.row(k - 1, head, parent)) before.push_back(static_cast<float>(weight));
+      }
+      counted.count(1, k, head, kHeads, rows, before);
+      const HeadSums& a = seen.sums().at({1, k})[head];
+      const HeadSums& b = counted.sums().at({1, k})[head];
+      EXPECT_EQ(a.queries, b.queries);
+      EXPECT_NEAR(a.window_share(), b.window_share(), 1e-6);
+      EXPECT_NEAR(a.mean_similarity(), b.mean_similarity(), 1e-5);
+      EXPECT_THROW(counted.count(1, k, head, kHeads, {rows.data(), rows.size() - 1}, {}), Error);
+      EXPECT_THROW(counted.count(1, k, kHeads, kHeads, rows, before), Error);
+      EXPECT_THROW(counted.count(1, k, head, kHeads + 1, rows, before), Error);
+      EXPECT_THROW(counted.count(1, 1, head, kHeads, rows, before), Error) << "not a scale that is looked at";
+    }
+}
+
 TEST(Analyzer, FindsTheSimilarityThatIsThere) {
   // Queries and keys that depend on the place alone: attention of a scale is that of the one below, resized.
   const ScaleSchedule schedule = {{8, 8}, {16, 16}};
