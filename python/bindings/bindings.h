@@ -27,5 +27,6 @@ void bind_plans(nb::module_& module);
 void bind_lists(nb::module_& module);
 void bind_pipeline(nb::module_& module);
 void bind_attention(nb::module_& module);
+void bind_convert(nb::module_& module);
 
 }  // namespace sparvar::python

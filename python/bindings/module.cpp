@@ -9,4 +9,5 @@ NB_MODULE(_engine, m) {
   sparvar::python::bind_lists(m);
   sparvar::python::bind_pipeline(m);
   sparvar::python::bind_attention(m);
+  sparvar::python::bind_convert(m);
 }

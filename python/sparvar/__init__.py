@@ -1,10 +1,12 @@
 """sparvar: pictures from text with visual autoregressive models, and sparse attention that needs no training.
 
-`Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model;
-`plans` makes attention plans. The pages: docs/python.md.
+`Pipeline.from_pretrained(folder)` draws; `convert(...)` makes such a folder of upstream's checkpoints;
+`attention(q, k, v, plan=...)` runs the kernels on arrays of your own model; `plans` makes attention plans. The pages:
+docs/python.md.
 """
 
 from . import _engine, plans
+from ._convert import Conversion, ConvertedFile, ConvertProgress, convert
 from .attention import AttentionState, attention
 from .errors import Cancelled, Error, InputError, ResourceError, UsageError
 from .lists import Bsr, KeyLists
@@ -17,6 +19,9 @@ __all__ = [
     "AttentionState",
     "Bsr",
     "Cancelled",
+    "Conversion",
+    "ConvertProgress",
+    "ConvertedFile",
     "Error",
     "InputError",
     "KeyLists",
@@ -31,6 +36,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "attention",
+    "convert",
     "plans",
     "schedule",
 ]
