@@ -32,9 +32,14 @@ void add_precision(CLI::App& command, PipelineOptions& options) {
 void add_weights(CLI::App& command, PipelineOptions& options) {
   command
       .add_option_function<std::string>(
-          "--weights", [&options](const std::string& name) { options.weights = parse_weights(name); },
-          "Of the transformer's blocks: bf16, as --dtype says, or fp8: half the memory, on Hopper GPUs (bf16)")
-      ->type_name("bf16|fp8");
+          "--weights",
+          [&options](const std::string& name) {
+            options.weights = name == "auto" ? WeightFormat::as_stored : parse_weights(name, "auto, bf16 or fp8");
+          },
+          "Of the transformer's blocks: bf16, as --dtype says; fp8: half the memory, on Hopper GPUs; auto: fp8 where "
+          "the "
+          "model's files hold them so and the device can (auto)")
+      ->type_name("auto|bf16|fp8");
 }
 
 void add_engine(CLI::App& command, PipelineOptions& options) {
@@ -53,10 +58,10 @@ void add_seed(CLI::App& command, std::uint64_t& seed, const std::string& help) {
   add_number(command, "--seed", seed, Range<std::uint64_t>{0, std::numeric_limits<std::uint64_t>::max()}, help);
 }
 
-WeightFormat parse_weights(const std::string& name) {
+WeightFormat parse_weights(const std::string& name, const char* known) {
   if (name == "bf16") return WeightFormat::plain;
   if (name == "fp8") return WeightFormat::fp8;
-  throw CLI::ValidationError("--weights", fmt::format("expected bf16 or fp8, found '{}'", name));
+  throw CLI::ValidationError("--weights", fmt::format("expected {}, found '{}'", known, name));
 }
 
 }  // namespace sparvar::cli

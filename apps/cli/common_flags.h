@@ -21,6 +21,6 @@ void add_guidance(CLI::App& command, GenerateOptions& options);
 void add_seed(CLI::App& command, std::uint64_t& seed, const std::string& help);
 
 /// bf16 (as --dtype says) or fp8; throws CLI::ValidationError.
-WeightFormat parse_weights(const std::string& name);
+WeightFormat parse_weights(const std::string& name, const char* known = "bf16 or fp8");
 
 }  // namespace sparvar::cli

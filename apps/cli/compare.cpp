@@ -106,7 +106,7 @@ std::string json_report(const Settings& settings, const ModelInfo& model, const 
                {"prompt", settings.prompts.front()},
                {"seed", settings.compare.generate.seed},
                {"dtype", name_of(settings.pipeline.precision)},
-               {"weights", name_of(settings.pipeline.weights, settings.pipeline.precision)},
+               {"weights", name_of(model.weights, settings.pipeline.precision)},
                {"gain", settings.gain},
                {"warm", comparison.cold_seconds > 0},
                {"cold_seconds", comparison.cold_seconds},

@@ -113,11 +113,15 @@ void add_convert(CLI::App& program, Action& chosen) {
               options.type = ConvertType::f32;
             else if (name == "int8")
               options.type = ConvertType::int8;
+            else if (name == "fp8")
+              options.type = ConvertType::fp8;
             else
-              throw CLI::ValidationError("--dtype", fmt::format("expected bf16, f32 or int8, found '{}'", name));
+              throw CLI::ValidationError("--dtype", fmt::format("expected bf16, f32, int8 or fp8, found '{}'", name));
           },
-          "What matrices are kept as; int8: with a scale for each output, the VAE in bf16 (bf16)")
-      ->type_name("bf16|f32|int8");
+          "What matrices are kept as; int8: with a scale for each output, the VAE in bf16; fp8: the transformer's "
+          "linear "
+          "layers as --weights fp8 makes them, all else in bf16 (bf16)")
+      ->type_name("bf16|f32|int8|fp8");
   command
       ->add_option("--set", options.set,
                    "A value of config.json that shapes do not tell or that is not the released models', e.g. "

@@ -250,7 +250,7 @@ void generate(Settings& settings) {
   const GenerateResult result = pipeline.generate(options);
   display.clear();
 
-  Run run{model, options, result, memory, {}, settings.pipeline.precision, settings.pipeline.weights, load_seconds};
+  Run run{model, options, result, memory, {}, settings.pipeline.precision, model.weights, load_seconds};
   const int quality = settings.quality.value_or(kDefaultQuality);
   write_pictures(run, output, quality);
   if (!settings.sheet.empty()) {

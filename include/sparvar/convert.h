@@ -15,7 +15,9 @@ namespace sparvar {
 enum class ConvertType : std::uint8_t {
   bf16,
   f32,
-  int8  // of the transformer and the text encoder, with a scale for each output; the picture's autoencoder is bf16
+  int8,  // of the transformer and the text encoder, with a scale for each output; the picture's autoencoder is bf16
+  fp8    // e4m3, of the linear layers of the transformer's blocks, with a scale for each output: the bits that a GPU
+         // makes of a bf16 folder with WeightFormat::fp8; all else is bf16
 };
 
 /// How far a conversion is: bytes that were written and, at the end, read back.

@@ -37,7 +37,7 @@ struct PipelineOptions {
   int threads = 0;                                     // of the CPU; 0: all cores
   std::string device = "auto";                         // cpu, cuda, cuda:N; auto: a GPU where there is a usable one
   std::function<void(const Progress&)> on_progress{};  // of loading
-  WeightFormat weights = WeightFormat::plain;
+  WeightFormat weights = WeightFormat::as_stored;
 };
 
 /// Memory a GPU holds for a model, in bytes. All zero on the CPU, which plans none.
@@ -58,8 +58,9 @@ struct ModelInfo {
   ScaleSchedule schedule;  // token grids
   int picture_height = 0, picture_width = 0;
   std::vector<float> default_cfg, default_tau;
-  std::string backend;      // "cpu, avx512-bf16, 2 threads"
-  std::string why_backend;  // why these instructions; empty on a GPU
+  std::string backend;                         // "cpu, avx512-bf16, 2 threads"
+  std::string why_backend;                     // why these instructions; empty on a GPU
+  WeightFormat weights = WeightFormat::plain;  // never as_stored
   bool on_gpu = false;
   std::string why_no_gpu;  // where the device is auto and the CPU was taken
   DeviceMemory memory;

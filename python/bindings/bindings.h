@@ -28,5 +28,6 @@ void bind_lists(nb::module_& module);
 void bind_pipeline(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_analyzer(nb::module_& module);
+void bind_convert(nb::module_& module);
 
 }  // namespace sparvar::python

@@ -10,4 +10,5 @@ NB_MODULE(_engine, m) {
   sparvar::python::bind_analyzer(m);
   sparvar::python::bind_pipeline(m);
   sparvar::python::bind_attention(m);
+  sparvar::python::bind_convert(m);
 }

@@ -60,6 +60,7 @@ nb::dict dict_of(const ModelInfo& info) {
   out["default_guidance_scale"] = info.default_cfg;
   out["default_tau"] = info.default_tau;
   out["backend"] = info.backend;
+  out["weights"] = info.weights == WeightFormat::fp8 ? "fp8" : "plain";
   out["on_gpu"] = info.on_gpu;
   out["why_no_gpu"] = info.why_no_gpu;
   return out;
@@ -107,12 +108,12 @@ class Threads {
 /// A loaded model, for one thread at a time: others wait.
 class Engine {
  public:
-  Engine(const std::string& model_dir, const std::string& device, Precision precision, bool fp8, int threads,
-         const nb::object& on_progress)
+  Engine(const std::string& model_dir, const std::string& device, Precision precision, WeightFormat weights,
+         int threads, const nb::object& on_progress)
       : threads_(threads) {
     Bridge bridge;
     PipelineOptions options{.model_dir = model_dir, .precision = precision, .threads = threads, .device = device};
-    options.weights = fp8 ? WeightFormat::fp8 : WeightFormat::plain;
+    options.weights = weights;
     options.on_progress = [&](const Progress& at) {
       bridge.call([&] {
         if (!on_progress.is_none()) on_progress(at.bytes_done, at.bytes_total);
@@ -221,14 +222,19 @@ void bind_pipeline(nb::module_& m) {
       .def_rw("plan", &GenerateOptions::plan)
       .def_rw("batch", &GenerateOptions::batch)
       .def_rw("preview_from", &GenerateOptions::preview_from);
+  nb::enum_<WeightFormat>(m, "WeightFormat", "How the weights of the blocks are kept and multiplied.")
+      .value("plain", WeightFormat::plain)
+      .value("fp8", WeightFormat::fp8)
+      .value("as_stored", WeightFormat::as_stored);
   nb::class_<Engine>(m, "Engine", "A loaded model.")
       .def(
           "__init__",
-          [](Engine* self, const std::string& model_dir, const std::string& device, bool bf16, bool fp8, int threads,
-             const nb::object& on_progress) {
-            new (self) Engine(model_dir, device, bf16 ? Precision::bf16 : Precision::f32, fp8, threads, on_progress);
+          [](Engine* self, const std::string& model_dir, const std::string& device, bool bf16, WeightFormat weights,
+             int threads, const nb::object& on_progress) {
+            new (self)
+                Engine(model_dir, device, bf16 ? Precision::bf16 : Precision::f32, weights, threads, on_progress);
           },
-          nb::arg("model_dir"), nb::arg("device"), nb::arg("bf16"), nb::arg("fp8"), nb::arg("threads"),
+          nb::arg("model_dir"), nb::arg("device"), nb::arg("bf16"), nb::arg("weights"), nb::arg("threads"),
           nb::arg("on_progress").none())
       .def("info", &Engine::info)
       .def("default_plan", &Engine::default_plan, nb::arg("scales"),

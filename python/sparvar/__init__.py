@@ -1,11 +1,13 @@
 """sparvar: pictures from text with visual autoregressive models, and sparse attention that needs no training.
 
-`Pipeline.from_pretrained(folder)` draws; `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model,
-`patch(model)` inside upstream's PyTorch models; `plans` makes attention plans; `analyze(captures, schedule)` tells what
-attention of any model looks like, `plots` draws it. The pages: docs/python.md, docs/python-api.md.
+`Pipeline.from_pretrained(folder)` draws; `convert(...)` makes such a folder of upstream's checkpoints;
+`attention(q, k, v, plan=...)` runs the kernels on arrays of your own model, `patch(model)` inside upstream's PyTorch
+models; `plans` makes attention plans; `analyze(captures, schedule)` tells what attention of any model looks like, `plots`
+draws it. The pages: docs/python.md, docs/python-api.md.
 """
 
 from . import _engine, analysis, plans, plots
+from ._convert import Conversion, ConvertedFile, ConvertProgress, convert
 from .analysis import analyze
 from .attention import AttentionState, attention
 from .errors import Cancelled, Error, InputError, ResourceError, UsageError
@@ -20,6 +22,9 @@ __all__ = [
     "AttentionState",
     "Bsr",
     "Cancelled",
+    "Conversion",
+    "ConvertProgress",
+    "ConvertedFile",
     "Error",
     "InputError",
     "KeyLists",
@@ -36,6 +41,7 @@ __all__ = [
     "analysis",
     "analyze",
     "attention",
+    "convert",
     "patch",
     "plans",
     "plots",

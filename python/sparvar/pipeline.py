@@ -20,6 +20,11 @@ from .errors import UsageError
 from .report import Report
 
 _DTYPES = {"bfloat16": True, "bf16": True, "float32": False, "f32": False, "float": False}
+_WEIGHTS = {
+    "auto": _engine.WeightFormat.as_stored,
+    "plain": _engine.WeightFormat.plain,
+    "fp8": _engine.WeightFormat.fp8,
+}
 _OUTPUTS = ("pil", "np", "pt")
 _SEEDS = 1 << 64
 
@@ -114,21 +119,22 @@ class Pipeline:
         *,
         device: str = "auto",
         dtype: Any = "bfloat16",
-        weights: str = "plain",
+        weights: str = "auto",
         threads: int = 0,
         progress: bool = False,
     ) -> Pipeline:
         """Loads a model folder (docs/model-format.md); nothing is downloaded. None: the bundled model, where it is.
 
         device: "auto" (a GPU where there is a usable one), "cpu", "cuda" or "cuda:N". dtype: "bfloat16" or "float32",
-        or PyTorch's. weights: "fp8" keeps the transformer's linear layers in 8 bits on Hopper GPUs. threads: of the
-        CPU; 0: all. progress: a bar of the bytes that are read.
+        or PyTorch's. weights: "fp8" keeps the transformer's linear layers in 8 bits on Hopper GPUs, "plain" as dtype
+        says, "auto" in 8 bits where the folder's files hold them so and the device can. threads: of the CPU; 0: all.
+        progress: a bar of the bytes that are read.
         """
         name = str(dtype).removeprefix("torch.")
         if name not in _DTYPES:
             raise UsageError(f"dtype: expected bfloat16 or float32, found {dtype}")
-        if weights not in ("plain", "fp8"):
-            raise UsageError(f"weights: expected plain or fp8, found {weights!r}")
+        if weights not in _WEIGHTS:
+            raise UsageError(f"weights: expected auto, plain or fp8, found {weights!r}")
         if threads < 0 or threads > 1024:
             raise UsageError(f"threads: expected 0 (all) to 1024, found {threads}")
         folder = "" if model is None else os.fspath(model)
@@ -137,7 +143,7 @@ class Pipeline:
         bar = _Bar({"disable": not progress, "unit": "B", "unit_scale": True, "desc": "loading"})
         with contextlib.closing(bar):
             on_progress = bar.to if progress else None
-            engine = _engine.Engine(folder, device, _DTYPES[name], weights == "fp8", threads, on_progress)
+            engine = _engine.Engine(folder, device, _DTYPES[name], _WEIGHTS[weights], threads, on_progress)
         return cls(engine, "bfloat16" if _DTYPES[name] else "float32")
 
     def set_progress_bar_config(self, **options: Any) -> None:
@@ -327,6 +333,7 @@ class _Bar:
 
                     self.bar = tqdm(total=total, **self.options)
         if self.bar is not None:
+            self.bar.total = total
             self.bar.update(done - self.bar.n)
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ using LinearPtr = std::shared_ptr<Linear>;
 enum class LinearKind {
   plain,    // the compute type
   precise,  // f32 whatever the compute type: small layers that everything after them hangs on
-  narrow,   // 8 bits where the backend was made for them and the layer's sizes allow, else as plain
+  narrow,   // 8 bits where the backend was made for them and the layer's sizes allow, else as plain; W may be e4m3
 };
 
 /// Weights of a 2-D convolution. Padding in pixels: top/left and bottom/right may differ (the encoder's stride-2 form).

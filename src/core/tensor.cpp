@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
 
+#include "core/e4m3.h"
 #include "core/memory_pool.h"
 #include "sparvar/error.h"
 
@@ -61,7 +63,7 @@ Tensor::Tensor(void* data, DType dtype, Shape shape, std::shared_ptr<const void>
 
 Tensor Tensor::empty(DType dtype, Shape shape) {
   Tensor out(nullptr, dtype, std::move(shape), nullptr);
-  std::shared_ptr<void> storage = pooled_storage(out.bytes());
+  std::shared_ptr<void> storage = pooled_storage(storage_bytes(dtype, out.shape_));
   out.data_ = storage.get();
   out.owner_ = std::move(storage);
   return out;
@@ -125,7 +127,7 @@ Tensor Tensor::to(DType dtype) const {
   if (place_ != Place::host) throw Error(ErrorKind::usage, "a tensor on a device is converted by its backend only");
   if (dtype == dtype_) {
     Tensor out = empty(dtype, shape_);
-    if (bytes() > 0) std::memcpy(out.raw(), raw(), bytes());
+    if (bytes() > 0) std::memcpy(out.raw(), raw(), storage_bytes(dtype, shape_));
     return out;
   }
   if (dtype != DType::f32 && dtype != DType::bf16)
@@ -162,7 +164,9 @@ Tensor Tensor::to(DType dtype) const {
       convert(out, [p = data<std::uint16_t>()](std::int64_t i) { return half_to_float(p[i]); });
       break;
     case DType::e4m3:
-      throw Error(ErrorKind::usage, "F8_E4M3 tensors are read by a device only");
+      convert(out, [p = data<std::uint8_t>(), scales = scales_of(*this), width = std::max<std::int64_t>(dim(-1), 1)](
+                       std::int64_t i) { return e4m3_to_float(p[i]) * scales[i / width]; });
+      break;
   }
   return out;
 }

@@ -9,8 +9,8 @@
 
 namespace sparvar {
 
-/// e4m3: 8-bit floats [..., C] of a device, with an f32 factor for every row of C behind them; only the backend that
-/// made such a tensor reads it, and whole (no rows() of it).
+/// e4m3: 8-bit floats [..., C] with an f32 factor for every row of C behind them (core/e4m3.h); such a tensor is read
+/// whole (no rows() of it), on a device by the backend that made it.
 enum class DType : std::uint8_t { f32, bf16, f16, f64, i8, u8, i16, i32, i64, boolean, e4m3 };
 
 std::size_t size_of(DType dtype);
@@ -64,7 +64,7 @@ class Tensor {
   Tensor reshaped(Shape shape) const;
   /// Rows [begin, end) of the first axis, sharing storage.
   Tensor rows(std::int64_t begin, std::int64_t end) const;
-  /// A converted copy of a host tensor; f32, bf16, f16, f64, and integers can be read, f32 and bf16 written.
+  /// A converted copy of a host tensor; all types can be read (e4m3: times its factors), f32 and bf16 written.
   Tensor to(DType dtype) const;
 
  private:

@@ -30,7 +30,8 @@ constexpr const char* kTokenizer = "spiece.model";
 constexpr std::uint64_t kMaxTokenizer = 100'000'000;
 
 const char* name_of(ConvertType type) {
-  return type == ConvertType::bf16 ? "bf16" : type == ConvertType::f32 ? "f32" : "int8";
+  constexpr const char* names[] = {"bf16", "f32", "int8", "fp8"};
+  return names[static_cast<int>(type)];
 }
 
 std::vector<std::string> places(const std::string& key, std::vector<std::string> first) {
@@ -93,10 +94,16 @@ std::string index_of(const std::vector<PlannedFile>& shards) {
   return Json{{"metadata", {{"total_size", bytes}}}, {"weight_map", map}}.dump(1) + "\n";
 }
 
+/// The parts that have matrices of eight bits.
+ConvertType type_of(const std::string& stem, ConvertType asked) {
+  const bool eight_bits = stem == "transformer" || (stem == "text_encoder" && asked == ConvertType::int8);
+  return asked == ConvertType::f32 || eight_bits ? asked : ConvertType::bf16;
+}
+
 void add_part(Plan& plan, const std::string& stem, const ConvertSource& source, const std::vector<WantedTensor>& layout,
               const ConvertOptions& options) {
   std::vector<PlannedFile> files =
-      plan_files(stem, source, layout, options.type, stem != "vae", std::max<std::int64_t>(options.shard_bytes, 1));
+      plan_files(stem, source, layout, type_of(stem, options.type), std::max<std::int64_t>(options.shard_bytes, 1));
   if (files.size() > 1) plan.texts[stem + ".safetensors.index.json"] = index_of(files);
   std::set<std::string> used;
   for (const WantedTensor& tensor : layout) used.insert(tensor.name);

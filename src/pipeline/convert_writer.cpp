@@ -14,6 +14,7 @@
 #include <span>
 #include <system_error>
 
+#include "core/e4m3.h"
 #include "image/atomic_file.h"
 #include "sparvar/error.h"
 #include "weights/int8.h"
@@ -44,15 +45,27 @@ bool may_be_int8(const WantedTensor& tensor) {
   return true;
 }
 
-std::vector<PlannedTensor> plan_tensor(const ConvertSource& source, const WantedTensor& wanted, ConvertType type,
-                                       bool int8_matrices) {
+/// Those of LinearKind::narrow that a GPU would make e4m3 (models/infinity/block.cpp); a test compares the lists.
+bool may_be_fp8(const WantedTensor& tensor) {
+  if (tensor.shape.size() != 2 || !fits_e4m3(tensor.shape[0], tensor.shape[1])) return false;
+  if (!tensor.name.starts_with("blocks.") && !tensor.name.starts_with("block_chunks.")) return false;
+  for (const char* layer : {".sa.mat_qkv.weight", ".sa.proj.weight", ".ca.mat_q.weight", ".ca.mat_kv.weight",
+                            ".ca.proj.weight", ".ffn.fc1.weight", ".ffn.fc2.weight"})
+    if (tensor.name.ends_with(layer)) return true;
+  return false;
+}
+
+std::vector<PlannedTensor> plan_tensor(const ConvertSource& source, const WantedTensor& wanted, ConvertType type) {
   using Form = PlannedTensor::Form;
   const DType given = source.checkpoint().dtype(source.original(wanted.name));
   if (!is_float(given))
     source.fail(wanted.name, fmt::format("expected floating-point numbers, found {}", name_of(given)));
-  if (type == ConvertType::int8 && int8_matrices && may_be_int8(wanted))
-    return {{Form::int8, wanted.name, wanted.name, DType::i8, wanted.shape},
-            {Form::int8_scale, wanted.name + ".scale", wanted.name, DType::f32, {wanted.shape[0]}}};
+  const auto with_scale = [&](Form numbers, DType kept, Form scale) -> std::vector<PlannedTensor> {
+    return {{numbers, wanted.name, wanted.name, kept, wanted.shape},
+            {scale, wanted.name + ".scale", wanted.name, DType::f32, {wanted.shape[0]}}};
+  };
+  if (type == ConvertType::int8 && may_be_int8(wanted)) return with_scale(Form::int8, DType::i8, Form::int8_scale);
+  if (type == ConvertType::fp8 && may_be_fp8(wanted)) return with_scale(Form::fp8, DType::e4m3, Form::fp8_scale);
   const bool matrix = wanted.shape.size() >= 2 && wanted.name.ends_with(".weight");
   const bool narrow = type != ConvertType::f32 && (matrix || given == DType::bf16);
   return {{Form::plain, wanted.name, wanted.name, narrow ? DType::bf16 : DType::f32, wanted.shape}};
@@ -100,12 +113,27 @@ Tensor finite_scales(const PlannedFile& file, const PlannedTensor& tensor, const
   return scales;
 }
 
-/// A piece of whole rows, converted.
+/// By way of bf16: what a GPU makes of the bf16 folder while it loads it.
+Tensor fp8_rows(const PlannedFile& file, const PlannedTensor& tensor, const Tensor& rows) {
+  const Tensor wide = (rows.dtype() == DType::bf16 ? rows : rows.to(DType::bf16)).to(DType::f32);
+  for (std::int64_t i = 0; i < wide.size(); ++i)
+    if (!std::isfinite(wide.data<float>()[i]))
+      file.source->fail(tensor.source, "holds a number that is not finite: it cannot be kept as fp8");
+  return e4m3_rows(wide);
+}
+
+/// A piece of whole rows, converted; of e4m3 the numbers are written, not the scales behind them.
 Tensor converted(const PlannedFile& file, const PlannedTensor& tensor, const Tensor& rows) {
-  if (tensor.form == PlannedTensor::Form::plain) return rows.dtype() == tensor.dtype ? rows : rows.to(tensor.dtype);
+  using Form = PlannedTensor::Form;
+  if (tensor.form == Form::plain) return rows.dtype() == tensor.dtype ? rows : rows.to(tensor.dtype);
+  if (tensor.form == Form::fp8) return fp8_rows(file, tensor, rows);
+  if (tensor.form == Form::fp8_scale) {
+    Tensor made = fp8_rows(file, tensor, rows);
+    return Tensor(scales_of(made), DType::f32, {rows.dim(0)}, nullptr).to(DType::f32);
+  }
   const Tensor wide = rows.to(DType::f32);
   Tensor scales = finite_scales(file, tensor, wide);
-  return tensor.form == PlannedTensor::Form::int8_scale ? scales : narrowed(wide, scales);
+  return tensor.form == Form::int8_scale ? scales : narrowed(wide, scales);
 }
 
 void write_tensor(const PlannedFile& file, const PlannedTensor& tensor, FileWriter& out) {
@@ -151,12 +179,12 @@ std::int64_t PlannedFile::bytes() const {
 }
 
 std::vector<PlannedFile> plan_files(const std::string& stem, const ConvertSource& source,
-                                    const std::vector<WantedTensor>& layout, ConvertType type, bool int8_matrices,
+                                    const std::vector<WantedTensor>& layout, ConvertType type,
                                     std::int64_t shard_bytes) {
   std::vector<PlannedFile> files(1);
   std::int64_t held = 0;
   for (const WantedTensor& wanted : layout) {
-    const std::vector<PlannedTensor> planned = plan_tensor(source, wanted, type, int8_matrices);
+    const std::vector<PlannedTensor> planned = plan_tensor(source, wanted, type);
     std::int64_t bytes = 0;
     for (const PlannedTensor& tensor : planned) bytes += tensor.bytes();
     if (held > 0 && held + bytes > shard_bytes) {

@@ -14,7 +14,7 @@ namespace sparvar {
 
 /// A tensor as it will lie in a file.
 struct PlannedTensor {
-  enum class Form : std::uint8_t { plain, int8, int8_scale } form = Form::plain;
+  enum class Form : std::uint8_t { plain, int8, int8_scale, fp8, fp8_scale } form = Form::plain;
   std::string name;    // in the file
   std::string source;  // ConvertSource's name
   DType dtype = DType::f32;
@@ -34,7 +34,7 @@ struct PlannedFile {
 /// Files STEM.safetensors, or STEM-0000i-of-0000n.safetensors with an index, of tensors in the layout's order. Throws
 /// Error(input) where a tensor is no floating-point number.
 std::vector<PlannedFile> plan_files(const std::string& stem, const ConvertSource& source,
-                                    const std::vector<WantedTensor>& layout, ConvertType type, bool int8_matrices,
+                                    const std::vector<WantedTensor>& layout, ConvertType type,
                                     std::int64_t shard_bytes);
 
 /// Called with the bytes of every piece.

@@ -22,6 +22,10 @@ class CountedWeights final : public Weights {
     count(name);
     return source_.get(name, shape);
   }
+  Tensor narrow(const std::string& name, const Shape& shape) const override {
+    count(name);
+    return source_.narrow(name, shape);
+  }
   Tensor f32(const std::string& name, const Shape& shape) const override {
     count(name);
     return source_.f32(name, shape);

@@ -25,8 +25,17 @@ int index_of(const std::string& name) {
 
 }  // namespace
 
+WeightFormat weights_for(const PipelineOptions& options, bool stored_fp8) {
+  if (options.weights != WeightFormat::as_stored) return options.weights;
+  if (!stored_fp8 || options.precision == Precision::f32 || options.device == "cpu") return WeightFormat::plain;
+  std::string why;
+  const auto able = make_cuda_backend(
+      {.compute = DType::bf16, .device = index_of(options.device), .fp8 = true, .planning = true, .hopper = true}, why);
+  return able != nullptr ? WeightFormat::fp8 : WeightFormat::plain;
+}
+
 void check_weight_format(const PipelineOptions& options) {
-  if (options.weights == WeightFormat::plain) return;
+  if (options.weights != WeightFormat::fp8) return;
   if (options.precision == Precision::f32)
     throw Error(ErrorKind::usage, "fp8 weights are multiplied with bf16 activations: take --dtype bf16");
   if (options.device == "cpu")

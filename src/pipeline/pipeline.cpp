@@ -48,11 +48,13 @@ struct Networks {
 }  // namespace
 
 struct Pipeline::Impl {
-  Impl(const PipelineOptions& options, const std::string& folder)
+  Impl(const PipelineOptions& given, const std::string& folder)
       : dir(folder),
         config(read_model_config(dir + "/config.json")),
         files(dir),
         tokenizer(load_tokenizer(dir, config.text_encoder)) {
+    PipelineOptions options = given;
+    info.weights = options.weights = weights_for(given, files.transformer.keeps_e4m3());
     const MemoryUse plan = plan_memory(options);
     device = open_device(options);
     LoadReport report(options.on_progress, files.bytes());
@@ -99,7 +101,9 @@ MemoryUse Pipeline::Impl::plan_memory(const PipelineOptions& options) {
 }
 
 void Pipeline::Impl::describe(const MemoryUse& plan) {
+  const WeightFormat weights = info.weights;
   info = outline(dir, config, files);
+  info.weights = weights;
   info.backend = device.backend->describe();
   info.why_backend = device.backend->why();
   info.on_gpu = device.gpu;

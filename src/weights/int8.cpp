@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/e4m3.h"
 #include "core/parallel.h"
 
 namespace sparvar {
@@ -12,12 +13,16 @@ Tensor widened(const Tensor& w, const Tensor& scale) {
   const std::int64_t channels = w.dim(0);
   if (out.size() == 0) return out;
   const std::int64_t each = w.size() / channels;
+  const bool floats = w.dtype() == DType::e4m3;
   parallel_ranges(channels, std::max<std::int64_t>(1, (1 << 14) / each), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t o = begin; o < end; ++o) {
       const float factor = scale.data<float>()[o];
       const std::int8_t* from = w.data<std::int8_t>() + o * each;
       float* to = out.data<float>() + o * each;
-      for (std::int64_t i = 0; i < each; ++i) to[i] = factor * static_cast<float>(from[i]);
+      if (floats)
+        for (std::int64_t i = 0; i < each; ++i) to[i] = factor * e4m3_to_float(static_cast<std::uint8_t>(from[i]));
+      else
+        for (std::int64_t i = 0; i < each; ++i) to[i] = factor * static_cast<float>(from[i]);
     }
   });
   return out;

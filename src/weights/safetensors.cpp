@@ -10,6 +10,7 @@
 #include <limits>
 #include <optional>
 
+#include "core/e4m3.h"
 #include "core/open_file.h"
 #include "sparvar/error.h"
 #include "weights/int8.h"
@@ -33,7 +34,7 @@ Error bad_tensor(const std::string& path, const std::string& name, const std::st
 
 std::optional<DType> dtype_of(const std::string& name) {
   for (const DType dtype : {DType::f32, DType::bf16, DType::f16, DType::f64, DType::i8, DType::u8, DType::i16,
-                            DType::i32, DType::i64, DType::boolean})
+                            DType::i32, DType::i64, DType::boolean, DType::e4m3})
     if (name == name_of(dtype)) return dtype;
   return std::nullopt;
 }
@@ -65,9 +66,9 @@ DType read_dtype(const Header& header, const std::string& name, const nlohmann::
   if (!value.is_string()) throw bad_tensor(header.path, name, "expected dtype as text, found " + describe(value));
   const auto& text = value.get_ref<const std::string&>();
   if (const std::optional<DType> dtype = dtype_of(text)) return *dtype;
-  throw bad_tensor(
-      header.path, name,
-      fmt::format("unknown dtype {}, expected F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL", quoted_name(text)));
+  throw bad_tensor(header.path, name,
+                   fmt::format("unknown dtype {}, expected F64, F32, F16, BF16, F8_E4M3, I64, I32, I16, I8, U8 or BOOL",
+                               quoted_name(text)));
 }
 
 Shape read_shape(const Header& header, const std::string& name, const nlohmann::json& value) {
@@ -214,6 +215,22 @@ std::map<std::string, Tensor> open_shards(const std::string& path) {
   return tensors;
 }
 
+/// Numbers without a scale.
+Tensor plain_e4m3(const Tensor& stored) {
+  Tensor out = Tensor::empty(DType::f32, stored.shape());
+  for (std::int64_t i = 0; i < out.size(); ++i) out.data<float>()[i] = e4m3_to_float(stored.data<std::uint8_t>()[i]);
+  return out;
+}
+
+/// The scales behind the numbers, as DType::e4m3 says.
+Tensor joined(const Tensor& numbers, const Tensor& scale) {
+  Tensor out = Tensor::empty(DType::e4m3, numbers.shape());
+  if (out.size() == 0) return out;
+  std::memcpy(out.raw(), numbers.raw(), numbers.bytes());
+  std::memcpy(scales_of(out), scale.raw(), scale.bytes());
+  return out;
+}
+
 }  // namespace
 
 TensorFile TensorFile::open(const std::string& path) {
@@ -244,12 +261,14 @@ const Tensor& TensorFile::stored(const std::string& name) const {
 
 const Tensor* TensorFile::scale_of(const std::string& name, const Tensor& weight) const {
   const auto found = tensors_.find(name + kScaleSuffix);
-  if (weight.dtype() != DType::i8 || weight.rank() < 2 || found == tensors_.end()) return nullptr;
+  const bool eight_bits = weight.dtype() == DType::i8 || weight.dtype() == DType::e4m3;
+  if (!eight_bits || weight.rank() < 2 || found == tensors_.end()) return nullptr;
   const Tensor& scale = found->second;
   if (scale.dtype() != DType::f32 || scale.shape() != Shape{weight.dim(0)})
     throw bad_tensor(path_, found->first,
-                     fmt::format("expected the scales of an int8 weight, F32 {}, found {} {}",
-                                 to_string({weight.dim(0)}), name_of(scale.dtype()), to_string(scale.shape())));
+                     fmt::format("expected the scales of a weight of {}, F32 {}, found {} {}",
+                                 weight.dtype() == DType::i8 ? "int8" : "fp8", to_string({weight.dim(0)}),
+                                 name_of(scale.dtype()), to_string(scale.shape())));
   for (std::int64_t i = 0; i < scale.size(); ++i)
     if (!std::isfinite(scale.data<float>()[i]))
       throw bad_tensor(path_, found->first, fmt::format("scale {} is not a finite number", i));
@@ -259,15 +278,32 @@ const Tensor* TensorFile::scale_of(const std::string& name, const Tensor& weight
 Tensor TensorFile::get(const std::string& name) const {
   const Tensor& tensor = stored(name);
   const Tensor* scale = scale_of(name, tensor);
-  return scale != nullptr ? widened(tensor, *scale) : tensor;
+  if (scale != nullptr) return widened(tensor, *scale);
+  return tensor.dtype() == DType::e4m3 ? plain_e4m3(tensor) : tensor;
 }
 
-Tensor TensorFile::get(const std::string& name, const Shape& shape) const {
-  const Tensor& tensor = stored(name);
+void TensorFile::check_shape(const std::string& name, const Tensor& tensor, const Shape& shape) const {
   if (tensor.shape() != shape)
     throw bad_tensor(path_, name,
                      fmt::format("expected shape {}, found {}", to_string(shape), to_string(tensor.shape())));
+}
+
+Tensor TensorFile::get(const std::string& name, const Shape& shape) const {
+  check_shape(name, stored(name), shape);
   return get(name);
+}
+
+Tensor TensorFile::narrow(const std::string& name, const Shape& shape) const {
+  const Tensor& tensor = stored(name);
+  check_shape(name, tensor, shape);
+  const Tensor* scale = scale_of(name, tensor);
+  return scale != nullptr && tensor.dtype() == DType::e4m3 && tensor.rank() == 2 ? joined(tensor, *scale) : get(name);
+}
+
+bool TensorFile::keeps_e4m3() const {
+  return std::any_of(tensors_.begin(), tensors_.end(), [&](const auto& entry) {
+    return entry.second.dtype() == DType::e4m3 && entry.second.rank() == 2 && scale_of(entry.first, entry.second);
+  });
 }
 
 Tensor TensorFile::f32(const std::string& name, const Shape& shape) const { return get(name, shape).to(DType::f32); }

@@ -20,20 +20,24 @@ class TensorFile final : public Weights {
   static TensorFile open_in(const std::string& dir, const std::string& stem);
 
   bool has(const std::string& name) const override { return tensors_.contains(name); }
-  /// Int8 weights that have a scale (docs/model-format.md) come widened to f32, all others as they lie in the file.
+  /// Weights of eight bits (docs/model-format.md; e4m3 without a scale too) come widened to f32, all others as they lie
+  /// in the file.
   Tensor get(const std::string& name) const override;
   Tensor get(const std::string& name, const Shape& shape) const override;
+  Tensor narrow(const std::string& name, const Shape& shape) const override;
   Tensor f32(const std::string& name, const Shape& shape) const override;
   std::int64_t bytes_of(const std::string& name) const override;
-  std::int64_t parameters() const override;  // scales of int8 weights are none
+  std::int64_t parameters() const override;  // scales are none
+  bool keeps_e4m3() const;                   // has it matrices that narrow() gives as e4m3?
   const std::string& path() const override { return path_; }
   std::vector<std::string> names() const;
   std::int64_t bytes() const;  // of all tensors
 
  private:
   const Tensor& stored(const std::string& name) const;
-  /// The scale of an int8 weight; null: the tensor is none, or has none. Throws Error(input) where the scale does not
-  /// fit.
+  void check_shape(const std::string& name, const Tensor& tensor, const Shape& shape) const;
+  /// The scale of a weight of eight bits; null: the tensor is none, or has none. Throws Error(input) where the scale
+  /// does not fit.
   const Tensor* scale_of(const std::string& name, const Tensor& weight) const;
 
   std::string path_;

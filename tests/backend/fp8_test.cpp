@@ -9,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "backend/device_under_test.h"
+#include "core/e4m3.h"
 #include "support.h"
 
 namespace sparvar {
@@ -106,6 +107,18 @@ TEST(Fp8OnTheCpu, NarrowLayersArePlain) {
   EXPECT_EQ(testing::max_difference(backend->linear(x, *plain, Activation::none, DType::f32),
                                     backend->linear(x, *narrow, Activation::none, DType::f32)),
             0);
+}
+
+TEST(Fp8OnTheCpu, WeightsKeptAsFp8AreWidened) {
+  for (const DType compute : {DType::f32, DType::bf16}) {
+    const auto backend = make_cpu_backend({.compute = compute, .threads = 2});
+    const Tensor x = random_tensor({5, 32}, 1).to(compute), kept = e4m3_rows(random_tensor({48, 32}, 2));
+    const LinearPtr a = backend->prepare_linear(kept, {}, LinearKind::narrow),
+                    b = backend->prepare_linear(kept.to(DType::f32), {});
+    EXPECT_EQ(testing::max_difference(backend->linear(x, *a, Activation::none, DType::f32),
+                                      backend->linear(x, *b, Activation::none, DType::f32)),
+              0);
+  }
 }
 
 class Fp8 : public ::testing::Test {
@@ -287,6 +300,32 @@ TEST_F(Fp8, WeightsAreLoadedInPiecesAndFromTheDevice) {
   const Tensor from_there = multiply(y, *layer(there, {}), Activation::none, DType::bf16);
   EXPECT_LT(Product(y, here, {}).worst(from_there), 1.5);
   EXPECT_EQ(testing::max_difference(from_there, multiply(y, *layer(here, {}), Activation::none, DType::bf16)), 0);
+}
+
+// A model folder of fp8 weights: the host's bits are the device's, so the layers are the same.
+TEST_F(Fp8, WeightsKeptAsFp8AreThoseMadeWhileLoading) {
+  for (const auto& [out, in] : {std::pair{4112L, 2048L}, {48L, 32L}, {16L, 14336L}}) {
+    Tensor w = uneven_rows({out, in}, seed).to(DType::bf16);
+    std::fill_n(w.data<BFloat16>(), in, BFloat16{});  // a row of zeros
+    w.data<BFloat16>()[in + 3] = to_bfloat16(1e30F);
+    const Tensor x = random_tensor({70, in}, seed + 1);
+    const Tensor loaded = multiply(x, *layer(w, {}), Activation::none, DType::bf16);
+    EXPECT_EQ(testing::max_difference(multiply(x, *layer(e4m3_rows(w), {}), Activation::none, DType::bf16), loaded), 0);
+  }
+}
+
+// Where a device multiplies bf16 they are widened.
+TEST_F(Fp8, WeightsKeptAsFp8AreWidenedWhereAskedFor) {
+  std::string why;
+  const auto plain =
+      make_cuda_backend({.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = true}, why);
+  const Tensor kept = e4m3_rows(random_tensor({48, 32}, seed)), x = random_tensor({5, 32}, seed + 1);
+  const auto product = [&](const Tensor& w) {
+    const LinearPtr made = plain->prepare_linear(w, {}, LinearKind::narrow);
+    EXPECT_EQ(made->input, DType::bf16);
+    return plain->download(plain->linear(plain->upload(x), *made, Activation::none, DType::f32));
+  };
+  EXPECT_EQ(testing::max_difference(product(kept), product(kept.to(DType::f32))), 0);
 }
 
 TEST_F(Fp8, WeightsTakeHalfTheMemory) {

@@ -232,7 +232,7 @@ class BadInput(ConvertTest):
             (["convert", "a", "b", "-o", "c"], 2, "three inputs", "2"),
             (["convert", "a", "b", "c", "d", "-o", "e"], 2, "three inputs", "4"),
             (["convert", self.transformer, self.vae, self.text], 2, "-o"),
-            (self.arguments("--dtype", "fp8"), 2, "--dtype", "bf16, f32 or int8"),
+            (self.arguments("--dtype", "fp4"), 2, "--dtype", "bf16, f32, int8 or fp8"),
             (self.arguments("--set", "x"), 2, "KEY=VALUE"),
             (self.arguments("--set", "no.such=1"), 2, "no.such=1"),
             (self.arguments("--set", "transformer.depht=1"), 1, "depht", "depth"),

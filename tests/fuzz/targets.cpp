@@ -120,6 +120,7 @@ void read_safetensors(Input input) {
       const auto* bytes = static_cast<const std::uint8_t*>(tensor.raw());
       for (std::size_t i = 0; i < tensor.bytes(); ++i) sink = bytes[i];
       (void)tensors.f32(name, tensor.shape());
+      (void)tensors.narrow(name, tensor.shape());
     }
   });
 }

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "backend/backend.h"
+#include "core/e4m3.h"
 #include "models/infinity/infinity.h"
 #include "pipeline/convert_config.h"
 #include "pipeline/convert_layout.h"
@@ -34,6 +35,9 @@ class Remembering final : public Weights {
   Tensor get(const std::string& name, const Shape& shape) const override {
     return read_.insert(name), source_.get(name, shape);
   }
+  Tensor narrow(const std::string& name, const Shape& shape) const override {
+    return narrow_.insert(name), get(name, shape);
+  }
   Tensor f32(const std::string& name, const Shape& shape) const override {
     return read_.insert(name), source_.f32(name, shape);
   }
@@ -41,10 +45,11 @@ class Remembering final : public Weights {
   std::int64_t parameters() const override { return source_.parameters(); }
   const std::string& path() const override { return source_.path(); }
   const std::set<std::string>& read() const { return read_; }
+  const std::set<std::string>& narrow() const { return narrow_; }
 
  private:
   const Weights& source_;
-  mutable std::set<std::string> read_;
+  mutable std::set<std::string> read_, narrow_;
 };
 
 std::set<std::string> names_of(const std::vector<WantedTensor>& layout) {
@@ -113,7 +118,18 @@ TEST_P(ConvertFixtures, TensorsAreThoseThatTheEngineReads) {
   const std::unique_ptr<Backend> backend = make_cpu_backend({.compute = DType::f32, .threads = 1});
   const Remembering transformer(of.transformer.checkpoint());
   const Infinity model(config.transformer, transformer, *backend);
-  EXPECT_EQ(names_of(transformer_layout(config.transformer, 3, of.transformer)), transformer.read());
+  const std::vector<WantedTensor> layout = transformer_layout(config.transformer, 3, of.transformer);
+  EXPECT_EQ(names_of(layout), transformer.read());
+  // What is kept as fp8 is what the engine's blocks ask for as such, where the sizes allow it.
+  std::set<std::string> fits, kept;
+  for (const WantedTensor& wanted : layout)
+    if (transformer.narrow().contains(wanted.name) && fits_e4m3(wanted.shape[0], wanted.shape[1]))
+      fits.insert(wanted.name);
+  for (const PlannedFile& file : plan_files("transformer", of.transformer, layout, ConvertType::fp8, 1 << 30))
+    for (const PlannedTensor& tensor : file.tensors)
+      if (tensor.dtype == DType::e4m3) kept.insert(tensor.name);
+  EXPECT_EQ(kept, fits);
+  EXPECT_EQ(kept.size(), 7U * static_cast<std::size_t>(config.transformer.depth));
   const Remembering vae(of.vae.checkpoint());
   const BsqVae decoder(config.vae, vae, *backend);
   EXPECT_EQ(names_of(vae_layout(config.vae, of.vae)), vae.read());

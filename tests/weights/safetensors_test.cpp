@@ -14,6 +14,7 @@
 #include <numeric>
 #include <ostream>
 
+#include "core/e4m3.h"
 #include "sparvar/error.h"
 #include "support.h"
 #include "temp_folder.h"
@@ -111,6 +112,9 @@ std::vector<BadFile> bad_files() {
       {"SpanUnequalToShape",
        with("F32", "[32,8]", "[0,65536]", 65536),
        {"'w'", "F32 [32, 8]", "needs 1024 bytes", "65536"}},
+      {"Fp8CutShort", with("F8_E4M3", "[4,4]", "[0,16]", 15), {"'w'", "[0, 16]", "at most 15"}},
+      {"Fp8SpanUnequalToShape", with("F8_E4M3", "[4,4]", "[0,32]", 32), {"F8_E4M3 [4, 4]", "needs 16 bytes", "32"}},
+      {"OtherFp8", with("F8_E5M2", "[2]", "[0,2]", 2), {"'w'", "unknown dtype 'F8_E5M2'", "F8_E4M3"}},
       {"SpanUnequalToDtype", with("F16", "[2]", "[0,8]", 8), {"'w'", "F16 [2]", "needs 4 bytes", "8"}},
       {"ProductWrapsToZero", with("F32", "[4294967296,4294967296]", "[0,0]", 0), {"'w'", "4294967296", "64 bits"}},
       {"ProductWrapsBeforeAZero", with("U8", "[4294967296,4294967296,0]", "[0,0]", 0), {"'w'", "64 bits"}},
@@ -441,6 +445,48 @@ TEST(Safetensors, Int8WithoutScalesIsPlainNumbers) {
   EXPECT_EQ(others.parameters(), 16);
 }
 
+TEST(Safetensors, Fp8WeightsComeWidenedOrAsTheyAreKept) {
+  const TempFolder folder;
+  for (const Shape& shape : {Shape{7, 33}, {16, 32}, {4, 0}, {5, 3, 2}}) {
+    const Tensor kept =
+        e4m3_rows(testing::random_tensor({shape[0], Tensor::zeros(DType::u8, shape).size() / shape[0]}, 4));
+    const Tensor numbers(const_cast<void*>(kept.raw()), DType::e4m3, shape, nullptr);
+    const Tensor scale(const_cast<float*>(scales_of(kept)), DType::f32, {shape[0]}, nullptr);
+    const TensorFile file =
+        TensorFile::open(folder.write("w.safetensors", packed({{"w.scale", scale}, {"w", numbers}})));
+    const Tensor wide = file.get("w", shape);
+    ASSERT_EQ(wide.dtype(), DType::f32);
+    ASSERT_EQ(wide.shape(), shape);
+    EXPECT_EQ(testing::max_difference(wide, kept.to(DType::f32)), 0);
+    EXPECT_EQ(file.parameters(), wide.size()) << "scales are no parameters";
+    EXPECT_EQ(file.bytes_of("w"), wide.size() + 4 * shape[0]);
+    EXPECT_EQ(file.keeps_e4m3(), shape.size() == 2);
+    const Tensor narrow = file.narrow("w", shape);
+    EXPECT_EQ(narrow.dtype(), shape.size() == 2 ? DType::e4m3 : DType::f32);
+    EXPECT_EQ(testing::max_difference(narrow, wide), 0);
+    if (shape.size() == 2 && wide.size() > 0) {
+      EXPECT_EQ(std::memcmp(narrow.raw(), kept.raw(), kept.bytes()), 0);
+      EXPECT_EQ(std::memcmp(scales_of(narrow), scales_of(kept), scale.bytes()), 0);
+    }
+    EXPECT_THROW((void)file.narrow("w", {1, 2}), Error);
+  }
+}
+
+TEST(Safetensors, Fp8WithoutScalesIsPlainNumbers) {
+  const TempFolder folder;
+  Tensor numbers = Tensor::empty(DType::e4m3, {2, 2});
+  const std::uint8_t codes[] = {0x38, 0xc0, 0x7e, 0x01};
+  std::memcpy(numbers.raw(), codes, 4);
+  const TensorFile file =
+      TensorFile::open(folder.write("w.safetensors", packed({{"w", numbers}, {"line", numbers.reshaped({4})}})));
+  for (const Tensor& got : {file.get("w"), file.get("line"), file.narrow("w", {2, 2}), file.f32("line", {4})}) {
+    ASSERT_EQ(got.dtype(), DType::f32);
+    const std::vector<float> found(got.data<float>(), got.data<float>() + 4);
+    EXPECT_EQ(found, (std::vector<float>{1, -2, 448, 0x1p-9F}));
+  }
+  EXPECT_FALSE(file.keeps_e4m3());
+}
+
 TEST(Safetensors, RefusesScalesThatDoNotFit) {
   const TempFolder folder;
   const Tensor q = Tensor::zeros(DType::i8, {3, 2});
@@ -463,6 +509,21 @@ TEST(Safetensors, RefusesScalesThatDoNotFit) {
   expect(Tensor::from({1, INFINITY, 1}, {3}), {"scale 1", "finite"});
   expect(Tensor::from({1, 1, NAN}, {3}), {"scale 2", "finite"});
   EXPECT_EQ(refusal(Tensor::from({1, 0, -1}, {3})), "accepted");
+  const Tensor floats(const_cast<void*>(q.raw()), DType::e4m3, {3, 2}, nullptr);
+  const auto narrow = [&](const Tensor& scale) -> std::string {
+    const TensorFile file =
+        TensorFile::open(folder.write("f.safetensors", packed({{"w", floats}, {"w.scale", scale}})));
+    try {
+      (void)file.narrow("w", {3, 2});
+    } catch (const Error& failure) {
+      return failure.what();
+    }
+    return "accepted";
+  };
+  EXPECT_NE(narrow(Tensor::zeros(DType::f32, {2})).find("scales of a weight of fp8, F32 [3], found F32 [2]"),
+            std::string::npos);
+  EXPECT_NE(narrow(Tensor::from({1, NAN, 1}, {3})).find("scale 1 is not a finite number"), std::string::npos);
+  EXPECT_EQ(narrow(Tensor::from({1, 2, 3}, {3})), "accepted");
 }
 
 TEST(Safetensors, OpensTheBundledModel) {

@@ -15,12 +15,9 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/pool.h"
 #include "backend/cuda/uploader.h"
+#include "core/e4m3.h"
 
 namespace sparvar::cuda {
-
-/// Of an e4m3 tensor of this device, [rows]: they lie behind its numbers.
-float* scales_of(Tensor& x);
-const float* scales_of(const Tensor& x);
 
 /// Libraries and facts of one GPU.
 struct Gpu {

@@ -64,14 +64,18 @@ Tensor CudaBackend::loaded(const Tensor& from, DType type) {
   if (from.place() == Place::device)
     convert(from.raw(), from.dtype(), to.raw(), type, to.size(), stream_);
   else
-    uploader_.copy(from, to);
+    uploader_.copy(from.dtype() == DType::e4m3 ? from.to(type) : from, to);
   return to;
 }
 
 Tensor CudaBackend::loaded_e4m3(const Tensor& from) {
   Tensor to = weight_memory(DType::e4m3, from.shape());
   if (!computes()) return to;
-  if (from.place() == Place::device)
+  if (from.dtype() == DType::e4m3) {  // kept so in the model folder
+    Tensor scales(scales_of(to), DType::f32, {from.dim(0)}, nullptr, Place::device);
+    uploader_.copy(from, to);
+    uploader_.copy(Tensor(const_cast<float*>(scales_of(from)), DType::f32, {from.dim(0)}, nullptr), scales);  // NOLINT
+  } else if (from.place() == Place::device) {
     quantise_rows({.x = from.raw(),
                    .type = from.dtype(),
                    .rows = from.dim(0),
@@ -79,8 +83,9 @@ Tensor CudaBackend::loaded_e4m3(const Tensor& from) {
                    .out = to.raw(),
                    .scales = scales_of(to)},
                   stream_);
-  else
+  } else {
     uploader_.quantise(from, to.raw(), scales_of(to));
+  }
   return to;
 }
 
@@ -88,11 +93,10 @@ LinearPtr CudaBackend::prepare_linear(const Tensor& weight, const Tensor& bias, 
   auto linear = std::make_shared<CudaLinear>();
   linear->out = weight.dim(0);
   linear->in = weight.dim(1);
-  const bool fits = linear->in % 16 == 0 && linear->out % 16 == 0 && linear->in > 0 && linear->out > 0 &&
-                    linear->in <= QuantiseRows::kWidest;  // cuBLASLt's alignment, quantise_rows' registers
+  static_assert(kWidestE4m3 <= QuantiseRows::kWidest);
   DType type = compute_;
   if (kind == LinearKind::precise) type = DType::f32;
-  if (kind == LinearKind::narrow && fp8_ && fits) type = DType::e4m3;
+  if (kind == LinearKind::narrow && fp8_ && fits_e4m3(linear->out, linear->in)) type = DType::e4m3;
   linear->input = type;
   linear->weight = type == DType::e4m3 ? loaded_e4m3(weight) : loaded(weight, type);
   if (bias.defined()) {

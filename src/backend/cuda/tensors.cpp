@@ -8,38 +8,15 @@
 #include "backend/cuda/kernels/kernels.h"
 
 namespace sparvar::cuda {
-namespace {
-
-constexpr std::size_t kScaleAlignment = 16;
-
-std::size_t before_scales(std::size_t numbers) {
-  return (numbers + kScaleAlignment - 1) / kScaleAlignment * kScaleAlignment;
-}
-
-/// Of e4m3 numbers with the scales behind them.
-std::size_t bytes_of(DType dtype, const Shape& shape) {
-  std::size_t count = 1;
-  for (const std::int64_t extent : shape) count *= static_cast<std::size_t>(extent);
-  if (dtype != DType::e4m3) return count * size_of(dtype);
-  const std::size_t rows = shape.back() == 0 ? 0 : count / static_cast<std::size_t>(shape.back());
-  return before_scales(count) + rows * sizeof(float);
-}
-
-}  // namespace
-
-float* scales_of(Tensor& x) { return reinterpret_cast<float*>(x.data<std::byte>() + before_scales(x.bytes())); }
-const float* scales_of(const Tensor& x) {
-  return reinterpret_cast<const float*>(x.data<std::byte>() + before_scales(x.bytes()));
-}
 
 Tensor CudaBackend::empty(DType dtype, Shape shape) {
-  std::shared_ptr<void> memory = working_->take(bytes_of(dtype, shape));
+  std::shared_ptr<void> memory = working_->take(storage_bytes(dtype, shape));
   void* address = memory.get();
   return {address, dtype, std::move(shape), std::move(memory), Place::device};
 }
 
 Tensor CudaBackend::weight_memory(DType dtype, Shape shape) {
-  std::shared_ptr<void> memory = weights_->take(bytes_of(dtype, shape));
+  std::shared_ptr<void> memory = weights_->take(storage_bytes(dtype, shape));
   void* address = memory.get();
   return {address, dtype, std::move(shape), std::move(memory), Place::device};
 }

@@ -31,8 +31,10 @@ Infinity::Block::Block(const InfinityConfig& config, int layer, const Weights& w
   // scales everything and runs once a picture.
   const auto linear = [&](const std::string& name, std::int64_t out, std::int64_t in,
                           LinearKind kind = LinearKind::narrow) {
-    return backend.prepare_linear(weights.get(prefix + name + ".weight", {out, in}),
-                                  weights.get(prefix + name + ".bias", {out}), kind);
+    const std::string matrix = prefix + name + ".weight";
+    return backend.prepare_linear(
+        kind == LinearKind::narrow ? weights.narrow(matrix, {out, in}) : weights.get(matrix, {out, in}),
+        weights.get(prefix + name + ".bias", {out}), kind);
   };
   if (config.shared_aln)
     ada_gss = backend.upload(weights.f32(prefix + "ada_gss", {1, 1, 6, width}).reshaped({6, width}));
@@ -42,7 +44,8 @@ Infinity::Block::Block(const InfinityConfig& config, int layer, const Weights& w
   Tensor bias = Tensor::zeros(DType::f32, {3 * width});
   std::copy_n(weights.f32(prefix + "sa.q_bias", {width}).data<float>(), width, bias.data<float>());
   std::copy_n(weights.f32(prefix + "sa.v_bias", {width}).data<float>(), width, bias.data<float>() + 2 * width);
-  qkv = backend.prepare_linear(weights.get(prefix + "sa.mat_qkv.weight", {3 * width, width}), bias, LinearKind::narrow);
+  qkv = backend.prepare_linear(weights.narrow(prefix + "sa.mat_qkv.weight", {3 * width, width}), bias,
+                               LinearKind::narrow);
   if (config.cos_attn) {
     head_scale = weights.f32(prefix + "sa.scale_mul_1H11", {1, config.num_heads, 1, 1}).reshaped({config.num_heads});
     for (int h = 0; h < config.num_heads; ++h)
@@ -54,7 +57,7 @@ Infinity::Block::Block(const InfinityConfig& config, int layer, const Weights& w
   ca_norm_weight = backend.upload(weights.f32(prefix + "ca_norm.weight", {width}));
   ca_norm_bias = backend.upload(weights.f32(prefix + "ca_norm.bias", {width}));
   ca_q = linear("ca.mat_q", width, width);
-  ca_kv = backend.prepare_linear(weights.get(prefix + "ca.mat_kv.weight", {2 * width, width}),
+  ca_kv = backend.prepare_linear(weights.narrow(prefix + "ca.mat_kv.weight", {2 * width, width}),
                                  key_value_bias(weights, prefix + "ca", width), LinearKind::narrow);
   ca_proj = linear("ca.proj", width, width);
   if (weights.has(prefix + "ca_gamma")) {
