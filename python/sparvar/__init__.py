@@ -2,8 +2,8 @@
 
 `Pipeline.from_pretrained(folder)` draws; `convert(...)` makes such a folder of upstream's checkpoints;
 `attention(q, k, v, plan=...)` runs the kernels on arrays of your own model, `patch(model)` inside upstream's PyTorch
-models; `plans` makes attention plans; `analyze(captures, schedule)` tells what attention of any model looks like, `plots`
-draws it. The pages: docs/python.md, docs/python-api.md.
+models; `plans` makes attention plans; `analyze(captures, schedule)` tells what attention of any model looks like,
+`plots` draws it. The pages: docs/python.md, docs/python-api.md.
 """
 
 from . import _engine, analysis, plans, plots

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attention/key_lists.h"
+#include "backend/cpu/dnnl_support.h"
 #include "core/parallel.h"
 #include "pipeline/device.h"
 #include "pipeline/job.h"
@@ -27,12 +28,12 @@ struct Model {
 
 std::int64_t size_of(Precision precision) { return precision == Precision::f32 ? 4 : 2; }
 
-/// Files are mapped and read once. oneDNN keeps weights in a layout of its own; where the file's type is another one
-/// there is a converted copy before it.
+/// Files are mapped and read once. oneDNN keeps weights in a layout of its own; where the file's type is another one,
+/// as bf16 is where it cannot be multiplied, there is a converted copy before it.
 std::int64_t weight_bytes(const ModelFiles& files, Precision precision) {
   const std::int64_t file_bytes = files.bytes();
   const std::int64_t parameters = files.parameters();
-  const std::int64_t computed = parameters * size_of(precision);
+  const std::int64_t computed = parameters * (multiplies_bf16() ? size_of(precision) : 4);
   const bool converted = computed != file_bytes;
   return file_bytes + computed + (converted ? computed : 0);
 }

@@ -103,6 +103,23 @@ TEST_P(Operations, LinearWithActivations) {
   EXPECT_THROW(backend->linear(random_tensor({2, 9}, seed), *layer, Activation::none, DType::f32), Error);
 }
 
+TEST_P(Operations, ARowOfAProductIsTheSameInABatch) {
+  if (testing::on_gpu()) GTEST_SKIP() << "a GPU's batches are compared as whole pictures";
+  for (const auto& [in, out] : {std::array{16L, 256L}, std::array{256L, 768L}, std::array{1024L, 256L}}) {
+    const Tensor x = random_tensor({4096, in}, seed).to(GetParam());
+    const LinearPtr layer =
+        backend->prepare_linear(random_tensor({out, in}, seed + 1, 0.2F), random_tensor({out}, seed));
+    for (const std::int64_t rows : {1L, 2L, 8L, 20L, 31L, 32L, 50L, 72L, 99L, 128L, 1024L}) {
+      const Tensor alone = backend->linear(x.rows(0, rows), *layer, Activation::none, DType::f32);
+      for (const std::int64_t batch : {2L, 3L, 4L}) {
+        const Tensor together = backend->linear(x.rows(0, batch * rows), *layer, Activation::none, DType::f32);
+        EXPECT_EQ(std::memcmp(alone.raw(), together.raw(), alone.bytes()), 0)
+            << rows << " rows of " << batch * rows << ", " << in << " to " << out;
+      }
+    }
+  }
+}
+
 TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
   for (const int longest : {64, 65}) {  // of the third text: one stage of keys on a GPU, and two; the second is empty
     const std::vector<int> offsets = {0, 5, 5, 5 + longest};

@@ -1,8 +1,11 @@
 // Matrix products through oneDNN. Weights are packed once into the layout oneDNN prefers for large inputs.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstring>
 #include <dnnl.hpp>
 #include <mutex>
+#include <string_view>
 #include <tuple>
 #include <unordered_map>
 
@@ -79,6 +82,39 @@ Call make_call(CpuLinear& linear, std::int64_t rows, Activation activation, DTyp
   return {dnnl::matmul(desc), weights_in(linear, desc.weights_desc()), source, target, desc.scratchpad_desc()};
 }
 
+/// Without AVX-512 oneDNN takes rows 24 at a time, shares these blocks among the threads, and rounds the rows of an
+/// incomplete block otherwise. Multiples of this number of rows are whole blocks for every thread: a row's result then
+/// does not depend on how many there are, and a picture is the same in every batch. 1: any number of rows will do.
+std::int64_t whole_rows(DType type) {
+  static const bool by_blocks = [] {
+    const memory::desc square({256, 256}, memory::data_type::f32, memory::format_tag::ab);
+    const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(square, square, square), dnnl::primitive_attr(),
+                                            dnnl_engine());
+    return std::string_view(desc.impl_info_str()).starts_with("gemm");
+  }();
+  return by_blocks && type == DType::f32 ? std::int64_t{24} * usable_threads() : 1;
+}
+
+/// The product of `rows` rows from `source` on, into `target`.
+void multiply(CpuLinear& linear, std::int64_t rows, void* source, Activation activation, DType out, void* target) {
+  const std::uint64_t key = (static_cast<std::uint64_t>(rows) << 8) | (static_cast<std::uint64_t>(activation) << 4) |
+                            static_cast<std::uint64_t>(out);
+  auto found = linear.calls.find(key);
+  if (found == linear.calls.end()) found = linear.calls.emplace(key, make_call(linear, rows, activation, out)).first;
+  Call& call = found->second;
+
+  Tensor scratch = Tensor::empty(DType::u8, {static_cast<std::int64_t>(call.scratchpad.get_size())});
+  std::unordered_map<int, memory> args{{DNNL_ARG_SRC, memory(call.source, dnnl_engine(), source)},
+                                       {DNNL_ARG_WEIGHTS, call.weights},
+                                       {DNNL_ARG_DST, memory(call.target, dnnl_engine(), target)},
+                                       {DNNL_ARG_SCRATCHPAD, memory(call.scratchpad, dnnl_engine(), scratch.raw())}};
+  if (linear.bias.defined())
+    args.emplace(DNNL_ARG_BIAS, memory({{1, linear.out}, memory::data_type::f32, memory::format_tag::ab}, dnnl_engine(),
+                                       linear.bias.raw()));
+  call.primitive.execute(dnnl_stream(), args);
+  dnnl_stream().wait();
+}
+
 }  // namespace
 
 bool multiplies_bf16() {
@@ -117,22 +153,16 @@ Tensor CpuBackend::linear(const Tensor& x, const Linear& weights, Activation act
   Tensor result = Tensor::empty(out, shape);
   if (rows == 0) return result;
 
-  const std::uint64_t key = (static_cast<std::uint64_t>(rows) << 8) | (static_cast<std::uint64_t>(activation) << 4) |
-                            static_cast<std::uint64_t>(out);
-  auto found = linear.calls.find(key);
-  if (found == linear.calls.end()) found = linear.calls.emplace(key, make_call(linear, rows, activation, out)).first;
-  Call& call = found->second;
-
-  Tensor scratch = Tensor::empty(DType::u8, {static_cast<std::int64_t>(call.scratchpad.get_size())});
-  std::unordered_map<int, memory> args{{DNNL_ARG_SRC, memory(call.source, dnnl_engine(), source.raw())},
-                                       {DNNL_ARG_WEIGHTS, call.weights},
-                                       {DNNL_ARG_DST, memory(call.target, dnnl_engine(), result.raw())},
-                                       {DNNL_ARG_SCRATCHPAD, memory(call.scratchpad, dnnl_engine(), scratch.raw())}};
-  if (linear.bias.defined())
-    args.emplace(DNNL_ARG_BIAS, memory({{1, linear.out}, memory::data_type::f32, memory::format_tag::ab}, dnnl_engine(),
-                                       linear.bias.raw()));
-  call.primitive.execute(dnnl_stream(), args);
-  dnnl_stream().wait();
+  const std::int64_t unit = whole_rows(type), whole = rows / unit * unit, rest = rows - whole;
+  if (whole > 0) multiply(linear, whole, source.raw(), activation, out, result.raw());
+  if (rest > 0) {
+    Tensor padded = Tensor::zeros(type, {unit, linear.in}), product = Tensor::empty(out, {unit, linear.out});
+    const std::size_t from = static_cast<std::size_t>(whole * linear.in) * size_of(type),
+                      to = static_cast<std::size_t>(whole * linear.out) * size_of(out);
+    std::memcpy(padded.raw(), static_cast<const std::byte*>(source.raw()) + from, source.bytes() - from);
+    multiply(linear, unit, padded.raw(), activation, out, product.raw());
+    std::memcpy(static_cast<std::byte*>(result.raw()) + to, product.raw(), result.bytes() - to);
+  }
   return result;
 } catch (const dnnl::error& failure) {
   rethrow(failure);
