@@ -15,6 +15,7 @@ from sparvar import plans
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+import sparvar._torch  # noqa: E402  registers torch.ops.sparvar
 from upstream_like import InfinityLike, VarLike  # noqa: E402
 
 GRIDS = ((1, 1), (1, 2), (2, 3), (3, 4), (4, 4), (5, 6), (6, 7), (7, 7), (8, 9), (9, 11), (12, 13))

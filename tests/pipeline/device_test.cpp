@@ -116,6 +116,7 @@ TEST(Device, EveryPlanDrawsOnTheGpuWhatItDrawsOnTheCpu) {
   for (const std::string& plan : AttentionPlan::preset_names()) {
     GenerateOptions options = greedy({"red apple, 3d style"}, 1);
     options.plan = AttentionPlan::preset(plan, 8, 13);
+    if (options.plan.pruning) continue;  // runs on the CPU only
     const GenerateResult there = gpu.generate(options);
     const GenerateResult here = cpu.generate(options);
     EXPECT_GT(psnr(there.pictures[0].image, here.pictures[0].image), 40) << plan;
