@@ -5,6 +5,9 @@ no plan was searched on (bench/prompts/held-out.txt).
     bench/quality.py                                   # the bundled model, half an hour on two cores
     bench/quality.py --model DIR --plan tuned.json     # another model, with a plan that `sparvar tune` found for it
     bench/quality.py --first 4                         # a look at four prompts: printed, the document stays
+    bench/quality.py --drawn report.json --first 10    # quality as `sparvar evaluate` measured it on a GPU, times of ten prompts here
+
+For the last line, on the GPU: sparvar evaluate --device cuda --prompts bench/prompts/held-out.txt --seed 1000 --plans ... -o DIR
 
 Started again, it goes on where it was stopped: results are kept in build/bench, in a folder for each model, commit and settings.
 """
@@ -31,7 +34,8 @@ def arguments_of(argv):
     parser.add_argument("--plan", type=Path, action="append", default=[],
                         help="a plan of the model's own, in a row of its own; may be given again. The last one is what FastVAR is fitted to and what is drawn with scales skipped (the preset sparvar)")
     parser.add_argument("--prompts", type=Path, default=ROOT / "bench" / "prompts" / "held-out.txt", help="one prompt a line")
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts; the table is printed")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts; without --drawn the table is printed")
+    parser.add_argument("--drawn", type=Path, metavar="REPORT", help="report.json of an `evaluate` over all prompts: a table of its own, before that of the pictures drawn here")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--device", default="cpu", help="of the program (cpu: FastVAR runs nowhere else)")
     parser.add_argument("--threads", type=int, help="of the CPU (all cores)")
@@ -100,14 +104,22 @@ def plans_of(options, best, ratio, scales):
     return [*PRESETS, *own, f"fastvar={best}", f"fastvar:{ratio:g}", f"published{late}", f"{best}{late}"]
 
 
-def print_part(report, options, prompts, best):
+def print_part(report, drawn, options, prompts, best):
+    print("## What sparse pictures are worth\n")
+    if drawn:
+        print_table(drawn, options, drawn["settings"]["prompts"])
+    print_table(report, options, prompts)
+    print(f"\n`fastvar={label(best)}` prunes tokens until as many pairs are computed as by `{label(best)}`; the other `fastvar` takes about as long. "
+          "`+skip2`: the last two scales are left out; `+uncondN`: guidance ends at scale N.\n")
+
+
+def print_table(report, options, prompts):
     settings, machine = report["settings"], report["machine"]
     name = Path(report["model"]["folder"]).name
     dense = report["variants"][0]["summary"]["dense_seconds"]
-    print("## What sparse pictures are worth\n")
     print(f"Made by `bench/quality.py` on {time.strftime('%Y-%m-%d')}: {machine['processor']}, {machine['backend']}; commit {report['commit']}; model {name} "
           f"({report['model']['hash']}), {settings['dtype']}.")
-    print(f"{len(report['cases'])} pictures of {len(prompts)} prompts (`{shown(options.prompts)}`, seed {settings['seed']}) against dense ones of the same seed, {dense:.2f} s each. "
+    print(f"{len(report['cases'])} pictures of {len(prompts)} prompts (`{shown(options.prompts)}`, seed {settings['seed']}) against dense ones of the same seed, {dense:.3g} s each. "
           "Pairs: query-key pairs computed at the last three scales, of dense attention's; dense decision scales and probes are counted. "
           "Detail error: RMS difference of fine detail in 8-bit levels. Times are medians of whole pictures, drawn in turn with dense ones on the same device.\n")
     tables.header("plan", "pairs", "PSNR dB", "worst", "±", "SSIM", "worst", "detail error", "s a picture", "against dense")
@@ -115,9 +127,8 @@ def print_part(report, options, prompts, best):
         s = variant["summary"]
         tables.row(f"`{label(variant['name'])}`", f"{100 * s['share_of_pairs_last_scales']:.1f} %", f"{s['psnr']['mean']:.2f}", f"{s['psnr']['worst']:.2f}",
                    f"{s['psnr']['deviation']:.2f}", f"{s['ssim']['mean']:.4f}", f"{s['ssim']['worst']:.4f}", f"{s['detail_error']['mean']:.2f}",
-                   f"{s['seconds']:.2f}", f"{s['speed_up']:.2f}x")
-    print(f"\n`fastvar={label(best)}` prunes tokens until as many pairs are computed as by `{label(best)}`; the other `fastvar` takes about as long. "
-          "`+skip2`: the last two scales are left out; `+uncondN`: guidance ends at scale N.\n")
+                   f"{s['seconds']:.3g}", f"{s['speed_up']:.2f}x")
+    print()
 
 
 def shown(path):
@@ -145,9 +156,12 @@ def main(argv):
     for plan in options.plan:
         if not plan.name.endswith(".json") or "," in str(plan):
             sys.exit(f"{plan}: a plan is a file NAME.json, without a comma")
+    drawn = json.loads(options.drawn.read_text(encoding="utf-8")) if options.drawn else None
     program = Program(options.program or build(), options)
     prompts = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()][:options.first]
     info = program.info()
+    if drawn and drawn["model"]["hash"] != info["model"]["hash"]:
+        sys.exit(f"{options.drawn}: drawn by a model of hash {drawn['model']['hash']}; this one has {info['model']['hash']}")
     best = str(options.plan[-1]) if options.plan else "sparvar"
     folder = options.results / f"quality-{info['model']['hash'][:12]}-{key_of(options, prompts)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,8 +169,8 @@ def main(argv):
     used.write_text("\n".join(prompts) + "\n", encoding="utf-8")
     ratio = fastvar_ratio(program, prompts, best, folder)
     report = program.evaluate(used, plans_of(options, best, ratio, len(info["model"]["scales"])), folder / "report")
-    document = "-" if options.first else str(options.document)
-    tables.put_part(document, PART, lambda: print_part(report, options, prompts, best))
+    document = "-" if options.first and not drawn else str(options.document)
+    tables.put_part(document, PART, lambda: print_part(report, drawn, options, prompts, best))
     print(f"{folder / 'report' / 'index.html'}\n{document if document != '-' else ''}", file=sys.stderr)
 
 
