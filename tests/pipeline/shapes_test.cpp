@@ -177,7 +177,8 @@ TEST(Job, WhatTheOptionsAskFor) {
   EXPECT_EQ(job.schedule.size(), 10U);
   EXPECT_EQ(job.drawn.size(), 8U);
   EXPECT_EQ(job.uncond_until, 5);
-  EXPECT_EQ(job.cfg, (std::vector<float>{4, 4, 4, 4, 4, 1, 1, 1}));
+  const float cfg = config.default_cfg.at(0);
+  EXPECT_EQ(job.cfg, (std::vector<float>{cfg, cfg, cfg, cfg, cfg, 1, 1, 1}));
   EXPECT_EQ(job.state_shape(2, 9, {}).full_grid(), (Grid{32, 32}));
   options.uncond_until = -1;
   options.cfg = {3, 3, 3, 1, 3, 1, 1, 1, 1, 1};
