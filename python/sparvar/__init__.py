@@ -8,6 +8,7 @@ models; `plans` makes attention plans; `analyze(captures, schedule)` tells what 
 
 from . import _engine, analysis, plans, plots
 from ._convert import Conversion, ConvertedFile, ConvertProgress, convert
+from ._lpips import lpips
 from .analysis import analyze
 from .attention import AttentionState, attention
 from .errors import Cancelled, Error, InputError, ResourceError, UsageError
@@ -42,6 +43,7 @@ __all__ = [
     "analyze",
     "attention",
     "convert",
+    "lpips",
     "patch",
     "plans",
     "plots",
