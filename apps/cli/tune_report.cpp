@@ -25,6 +25,11 @@ double share_of(const Tried& plan) {
   return sum / static_cast<double>(trials_of(plan).size());
 }
 
+/// Of dense attention's. Nothing was counted where the time was out before the first picture: dense alone is left then.
+double cost_of(const TuneResult& result, const Tried& plan) {
+  return result.dense_cost > 0 ? plan.cost / result.dense_cost : 1.0;
+}
+
 /// Median over pictures; NaN where no time is known.
 double speed_up_of(const Tried& plan) {
   std::vector<double> known;
@@ -46,7 +51,7 @@ std::vector<std::string> frontier_lines(const TuneResult& result) {
                                 index == result.chosen ? ">"
                                 : plan.on_frontier     ? "*"
                                                        : " ",
-                                100 * plan.cost / result.dense_cost, 100 * share_of(plan), fixed(speed_up_of(plan), 2),
+                                100 * cost_of(result, plan), 100 * share_of(plan), fixed(speed_up_of(plan), 2),
                                 fixed(plan.held_out_psnr(), 2), fixed(plan.held_out_worst(), 2),
                                 fixed(plan.psnr(plan.tuning.size()), 2), plan.name));
   }
@@ -70,7 +75,7 @@ Json tried_json(const TuneResult& result, const Tried& plan) {
   for (const int option : plan.layers) options.push_back(result.options[static_cast<std::size_t>(option)].name);
   return {{"name", plan.name},
           {"layers", options},
-          {"cost", number(plan.cost / result.dense_cost)},
+          {"cost", number(cost_of(result, plan))},
           {"share_of_pairs_last_scales", trials_of(plan).empty() ? Json() : number(share_of(plan))},
           {"speed_up", number(speed_up_of(plan))},
           {"tuning_pictures", plan.tuning.size()},

@@ -105,7 +105,8 @@ def test_the_folder_holds_the_tensors_and_draws(whole, model, tmp_path):
     small = tmp_path / "small"
     shutil.copytree(model, small)
     config = json.loads((small / "config.json").read_text())
-    (small / "config.json").write_text(json.dumps({**config, "scales": GRIDS}))
+    defaults = json.loads((folder / "config.json").read_text())["defaults"]
+    (small / "config.json").write_text(json.dumps({**config, "scales": GRIDS, "defaults": defaults}))
     assert np.array_equal(draw(folder), draw(small))
 
 
