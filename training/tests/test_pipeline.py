@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from training.__main__ import main
 from training.config import TINY
+from training.evaluate import GUIDANCE, TEMPERATURE
 from training.files import load_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +91,7 @@ def test_report(trained: Path) -> None:
     assert 0 <= report["noto"]["top1"] <= report["noto"]["top5"] <= 1
     assert set(report["psnr"]) == {"0", "1", "2", "3"}
     assert 5 < report["psnr"]["0"] < 60
-    assert len(report["defaults_table"]) == 12
+    assert len(report["defaults_table"]) == len(GUIDANCE) * len(TEMPERATURE)
     text = (trained / "out2/report.md").read_text()
     assert "| noto_top5 | 0.7 |" in text
     stage("curves", "--log", trained / "out2/log.jsonl", "-o", trained / "curves.png")
