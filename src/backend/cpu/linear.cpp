@@ -1,7 +1,6 @@
 // Matrix products through oneDNN. Weights are packed once into the layout oneDNN prefers for large inputs.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstring>
 #include <dnnl.hpp>
 #include <mutex>
