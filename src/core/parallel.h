@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <exception>
 
+#include "core/held_signals.h"
+
 namespace sparvar {
 
 /// Threads that the loops below take.
@@ -20,6 +22,7 @@ void parallel_for(std::int64_t count, Body&& body) {
     return;
   }
   std::exception_ptr failure;
+  const HeldSignals held;
 #pragma omp parallel for schedule(dynamic, 1)
   for (std::int64_t i = 0; i < count; ++i) {
     try {

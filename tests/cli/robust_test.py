@@ -303,7 +303,8 @@ class Machine(Robust):
                     self.assertTrue(is_whole_png(self.picture))
                     self.picture.unlink()
                 else:
-                    self.assertIn(process.returncode, (130, -signal.SIGINT))  # the second: before it could catch anything
+                    # The second: before it could catch anything.
+                    self.assertIn(process.returncode, (130, -signal.SIGINT), message)
                     self.assertEqual(left, [])
                     if process.returncode == 130:
                         self.assertRegex(message.splitlines()[-1], "^sparvar: (stopped|cancelled)")

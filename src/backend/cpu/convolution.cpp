@@ -10,6 +10,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/dnnl_support.h"
+#include "core/held_signals.h"
 #include "core/parallel.h"
 #include "sparvar/error.h"
 
@@ -58,6 +59,7 @@ memory weights_in(CpuConvolution& conv, const memory::desc& wanted) {
     if (known.get_desc() == wanted) return known;
   memory source(plain_weights(conv, conv.weight.dtype()), dnnl_engine(), conv.weight.raw());
   memory packed(wanted, dnnl_engine());
+  const HeldSignals held;
   dnnl::reorder(source, packed).execute(dnnl_stream(), source, packed);
   dnnl_stream().wait();
   conv.layouts.push_back(packed);
@@ -179,6 +181,7 @@ Tensor CpuBackend::convolution(const Tensor& x, const Convolution& weights, cons
     added = as_type(residual, call.type);
     args.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, memory(call.target, dnnl_engine(), added.raw()));
   }
+  const HeldSignals held;
   call.primitive.execute(dnnl_stream(), args);
   dnnl_stream().wait();
   return as_type(result, compute_);

@@ -10,6 +10,7 @@
 
 #include "backend/cpu/attention/kernels.h"
 #include "backend/cpu/dnnl_support.h"
+#include "core/held_signals.h"
 #include "core/parallel.h"
 #include "sparvar/error.h"
 
@@ -88,6 +89,7 @@ void start_threads(int count) {
   }
   all_running.count_down();
   threads.clear();
+  const HeldSignals held;
 #pragma omp parallel num_threads(count)
   {}
   started = count;

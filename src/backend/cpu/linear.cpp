@@ -10,6 +10,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/dnnl_support.h"
+#include "core/held_signals.h"
 #include "core/parallel.h"
 #include "sparvar/error.h"
 
@@ -58,6 +59,7 @@ memory weights_in(CpuLinear& linear, const memory::desc& wanted) {
     return source;
   }
   memory reordered(wanted, dnnl_engine());
+  const HeldSignals held;
   dnnl::reorder(source, reordered).execute(dnnl_stream(), source, reordered);
   dnnl_stream().wait();
   linear.layouts.push_back(reordered);
@@ -110,6 +112,7 @@ void multiply(CpuLinear& linear, std::int64_t rows, void* source, Activation act
   if (linear.bias.defined())
     args.emplace(DNNL_ARG_BIAS, memory({{1, linear.out}, memory::data_type::f32, memory::format_tag::ab}, dnnl_engine(),
                                        linear.bias.raw()));
+  const HeldSignals held;
   call.primitive.execute(dnnl_stream(), args);
   dnnl_stream().wait();
 }

@@ -12,6 +12,7 @@
 #include "attention/plan_text.h"
 #include "backend/cpu/attention/kernels.h"
 #include "backend/cpu/attention/pieces.h"
+#include "core/held_signals.h"
 #include "sparvar/attention.h"
 
 namespace sparvar {
@@ -134,6 +135,7 @@ void PreparedAttention::Impl::run(const AttentionBuffers& buffers, std::byte* sc
   const AttentionKernels& kernels = attention_kernels();
   const auto attend = shape.precision == Precision::f32 ? kernels.attend_f32 : kernels.attend_bf16;
   const std::int64_t all = jobs();
+  const HeldSignals held;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads) if (shape.threads > 1)
   for (std::int64_t job = 0; job < all; ++job)
     attend(task(buffers, job), scratch + static_cast<std::size_t>(omp_get_thread_num()) * kAttentionScratchBytes);
@@ -152,6 +154,7 @@ void PreparedAttention::Impl::finish() {
   pieces = pieces_of(tiles);
   workspace.resize(workspace_bytes());
   // OpenMP makes its threads at their first use: here, so that run() does not.
+  const HeldSignals held;
 #pragma omp parallel num_threads(shape.threads)
   {}
 }
