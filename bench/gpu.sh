@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Makes the GPU part of docs/benchmarks.md, on a machine with a GPU and PyTorch; builds nothing.
-# PROGRAM, KERNELS: sparvar and gpu_kernels of a build with -DSPARVAR_CUDA=ON; MODEL: the bundled model; OUT: a folder for
-# the measurements; PYTHON: one with PyTorch; COMMIT: where git is not there; REPEAT: runs of which the median counts;
-# DOCUMENT: where the tables go; -: standard output.
+# PROGRAM, KERNELS, PACKAGE: sparvar, gpu_kernels and the folder of the Python package of a build with -DSPARVAR_CUDA=ON
+# -DSPARVAR_PYTHON=ON (PACKAGE empty: without the tables of calls from PyTorch); MODEL: the bundled model; OUT: a folder for the
+# measurements; PYTHON: one with PyTorch; COMMIT: where git is not there; REPEAT: runs of which the median counts; DOCUMENT: where
+# the tables go; -: standard output.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 PROGRAM=${PROGRAM:-$root/build/cuda/apps/cli/sparvar}
 KERNELS=${KERNELS:-$root/build/cuda/bench/gpu_kernels}
+PACKAGE=${PACKAGE-$root/build/cuda/python}
 MODEL=${MODEL:-$root/models/emoji}
 OUT=${OUT:-$root/build/bench-gpu}
 PYTHON=${PYTHON:-python3}
@@ -38,6 +40,15 @@ for size in 8b 2b; do
   "$PROGRAM" bench attention --device cuda --geometry "infinity-$size" --scale 10,11,12 --own-dense -r "$REPEAT" --json --quiet \
     --attention "dense,csla,csla-blocks,$root/bench/cs4a-112.json,cs4a,probe,sparvar" >"$OUT/attention-$size.json"
 done
+
+if [ -n "$PACKAGE" ]; then  # the same kernels on torch tensors, and a PyTorch model that is patched with them
+  export PYTHONPATH=$PACKAGE${PYTHONPATH:+:$PYTHONPATH}
+  "$PYTHON" "$root/bench/python_attention.py" --program "$PROGRAM" --repeat "$REPEAT" --json >"$OUT/python-attention.json"
+  for sdpa in auto flash; do
+    "$PYTHON" "$root/bench/python_patch.py" --geometry infinity-8b --attention dense,csla,sparvar --sdpa $sdpa --repeat "$REPEAT" \
+      --json >"$OUT/python-patch-$sdpa.json"
+  done
+fi
 
 # From the start of the process to the written file, the first run left out: it reads the libraries from the disk.
 picture=$(mktemp -d)/picture.png

@@ -169,13 +169,43 @@ def attention_calls(folder):
                 attention_row(r, peers)
 
 
+def calls_from_pytorch(folder):
+    if not (folder / "python-attention.json").exists():
+        return
+    report = load(folder, "python-attention")
+    print("\n### sparvar.attention on torch tensors\n")
+    print(f"`bench/python_attention.py`: {report['geometry']}, B = {report['batch']}, bf16. Program: `sparvar bench attention` before and after PyTorch's calls, mean of both medians;")
+    print("stream: calls one after the other; graph: the same in a CUDA graph; host: until a call returns to Python; beside: memory of a call above its tensors and its output.\n")
+    header("", "program us", "stream us", "more us", "graph us", "host us", "beside MiB", "of q, k, v")
+    for r in report["rows"]:
+        row(f"{r['attention']}, {r['queries']} x {r['keys']}", f"{1e6 * r['program_seconds']:.1f}", f"{1e6 * r['seconds']:.1f}",
+            f"{1e6 * (r['seconds'] - r['program_seconds']):+.1f}", f"{1e6 * r['graph_seconds']:.1f}", f"{1e6 * r['host_seconds']:.0f}",
+            f"{r['bytes_beside'] / 2**20:.1f}", f"{r['qkv_bytes'] / 2**20:.0f}")
+
+
+def patched(folder):
+    kinds = [(kind, load(folder, f"python-patch-{kind}")) for kind in ("auto", "flash") if (folder / f"python-patch-{kind}.json").exists()]
+    if not kinds:
+        return
+    about = kinds[0][1]
+    print("\n### Upstream's model, patched\n")
+    print(f"`bench/python_patch.py --geometry {about['geometry']}`: a model of random weights that runs as upstream's does (eager, its own KV cache), one 1024x1024 picture with guidance, in seconds.")
+    print("Patched layers keep keys and values in one buffer and normalise, rotate and store them in one kernel, so `dense` gains too. Flash: PyTorch held to FlashAttention.\n")
+    header("attention", "a picture", "against unpatched", "scales 0-8", "scales 9-12", "decode", "peak GiB")
+    for kind, report in kinds:
+        for r in report["rows"]:
+            name = f"{r['attention']}, flash" if kind == "flash" else r["attention"]
+            row(name, f"{r['seconds']:.3f}", f"{report['rows'][0]['seconds'] / r['seconds']:.2f}x", f"{sum(r['scales'][:-4]):.3f}", f"{sum(r['scales'][-4:]):.3f}",
+                f"{r['decode']:.3f}", gib(r["peak_bytes"]))
+
+
 def tables(folder):
     own, peer = load(folder, "8b"), load(folder, "peer-8b")
     print("## On a GPU\n")
     print(f"Made by `bench/gpu.sh` on {time.strftime('%Y-%m-%d')}: {own['backend']}; commit {commit()}; PyTorch {peer['torch']} on the same card, in the same run.")
     print(f"Medians of {own['repeat']} pictures after one that records programs and chooses algorithms (the first picture of Infinity-8B takes {own['first_seconds']:.1f} s).")
     print("PyTorch's model is `bench/peer_pytorch_gpu.py`: eager, autocast, as upstream runs it.")
-    for part in (pictures, small, batches, attention_calls, kernels):
+    for part in (pictures, small, batches, attention_calls, kernels, calls_from_pytorch, patched):
         part(folder)
     print()
 
