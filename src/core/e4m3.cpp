@@ -17,6 +17,22 @@ std::size_t before_scales(std::size_t numbers) {
   return (numbers + kScaleAlignment - 1) / kScaleAlignment * kScaleAlignment;
 }
 
+float scale_of(const float* row, std::int64_t width) {
+  float largest = 0;
+  for (std::int64_t i = 0; i < width; ++i) largest = std::fmax(largest, std::abs(row[i]));
+  return std::max(largest / 448.0F, 0x1p-120F);
+}
+
+/// body(row) for each row of x, which has numbers.
+template <typename Body>
+void for_rows(const Tensor& x, Body&& body) {
+  const std::int64_t width = x.dim(-1);
+  parallel_ranges(x.size() / width, std::max<std::int64_t>(1, (1 << 14) / width),
+                  [&](std::int64_t begin, std::int64_t end) {
+                    for (std::int64_t row = begin; row < end; ++row) body(row);
+                  });
+}
+
 }  // namespace
 
 std::uint8_t to_e4m3(float value) {
@@ -59,20 +75,24 @@ Tensor e4m3_rows(const Tensor& x) {
   const Tensor wide = x.dtype() == DType::f32 ? x : x.to(DType::f32);
   Tensor out = Tensor::empty(DType::e4m3, x.shape());
   if (out.size() == 0) return out;
-  const std::int64_t width = out.dim(-1);
   float* const scales = scales_of(out);
-  parallel_ranges(out.size() / width, std::max<std::int64_t>(1, (1 << 14) / width),
-                  [&](std::int64_t begin, std::int64_t end) {
-                    for (std::int64_t row = begin; row < end; ++row) {
-                      const float* from = wide.data<float>() + row * width;
-                      std::uint8_t* to = out.data<std::uint8_t>() + row * width;
-                      float largest = 0;
-                      for (std::int64_t i = 0; i < width; ++i) largest = std::fmax(largest, std::abs(from[i]));
-                      scales[row] = std::max(largest / 448.0F, 0x1p-120F);
-                      const float inverse = 1.0F / scales[row];  // as the GPU: a product, not a quotient
-                      for (std::int64_t i = 0; i < width; ++i) to[i] = to_e4m3(from[i] * inverse);
-                    }
-                  });
+  for_rows(wide, [&](std::int64_t row) {
+    const std::int64_t width = wide.dim(-1);
+    const float* from = wide.data<float>() + row * width;
+    std::uint8_t* to = out.data<std::uint8_t>() + row * width;
+    scales[row] = scale_of(from, width);
+    const float inverse = 1.0F / scales[row];  // as the GPU: a product, not a quotient
+    for (std::int64_t i = 0; i < width; ++i) to[i] = to_e4m3(from[i] * inverse);
+  });
+  return out;
+}
+
+Tensor e4m3_row_scales(const Tensor& x) {
+  const Tensor wide = x.dtype() == DType::f32 ? x : x.to(DType::f32);
+  if (wide.size() == 0) return Tensor::empty(DType::f32, {0});
+  const std::int64_t width = wide.dim(-1);
+  Tensor out = Tensor::empty(DType::f32, {wide.size() / width});
+  for_rows(wide, [&](std::int64_t row) { out.data<float>()[row] = scale_of(wide.data<float>() + row * width, width); });
   return out;
 }
 

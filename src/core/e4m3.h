@@ -28,5 +28,7 @@ const float* scales_of(const Tensor& x);
 /// Host tensor [..., C], as e4m3 with a scale for every row of C: largest magnitude / 448, at least 2^-120. A bf16
 /// tensor gives the bits that a GPU makes of it while it is loaded with fp8 weights.
 Tensor e4m3_rows(const Tensor& x);
+/// The scales of those rows alone, f32 [rows], [0] where there are no numbers.
+Tensor e4m3_row_scales(const Tensor& x);
 
 }  // namespace sparvar

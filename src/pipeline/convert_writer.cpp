@@ -114,23 +114,20 @@ Tensor finite_scales(const PlannedFile& file, const PlannedTensor& tensor, const
 }
 
 /// By way of bf16: what a GPU makes of the bf16 folder while it loads it.
-Tensor fp8_rows(const PlannedFile& file, const PlannedTensor& tensor, const Tensor& rows) {
+Tensor finite_bf16(const PlannedFile& file, const PlannedTensor& tensor, const Tensor& rows) {
   const Tensor wide = (rows.dtype() == DType::bf16 ? rows : rows.to(DType::bf16)).to(DType::f32);
   for (std::int64_t i = 0; i < wide.size(); ++i)
     if (!std::isfinite(wide.data<float>()[i]))
       file.source->fail(tensor.source, "holds a number that is not finite: it cannot be kept as fp8");
-  return e4m3_rows(wide);
+  return wide;
 }
 
 /// A piece of whole rows, converted; of e4m3 the numbers are written, not the scales behind them.
 Tensor converted(const PlannedFile& file, const PlannedTensor& tensor, const Tensor& rows) {
   using Form = PlannedTensor::Form;
   if (tensor.form == Form::plain) return rows.dtype() == tensor.dtype ? rows : rows.to(tensor.dtype);
-  if (tensor.form == Form::fp8) return fp8_rows(file, tensor, rows);
-  if (tensor.form == Form::fp8_scale) {
-    Tensor made = fp8_rows(file, tensor, rows);
-    return Tensor(scales_of(made), DType::f32, {rows.dim(0)}, nullptr).to(DType::f32);
-  }
+  if (tensor.form == Form::fp8) return e4m3_rows(finite_bf16(file, tensor, rows));
+  if (tensor.form == Form::fp8_scale) return e4m3_row_scales(finite_bf16(file, tensor, rows));
   const Tensor wide = rows.to(DType::f32);
   Tensor scales = finite_scales(file, tensor, wide);
   return tensor.form == Form::int8_scale ? scales : narrowed(wide, scales);

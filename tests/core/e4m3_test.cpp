@@ -66,10 +66,13 @@ TEST(E4m3, RowsHaveTheirOwnScaleAndComeBackWithinAStep) {
     ASSERT_EQ(kept.dtype(), DType::e4m3);
     ASSERT_EQ(kept.shape(), shape);
     const std::int64_t width = shape.back();
+    const Tensor scales = e4m3_row_scales(x);
+    ASSERT_EQ(scales.shape(), (Shape{x.size() / width}));
     for (std::int64_t row = 0; row < x.size() / width; ++row) {
       float largest = 0;
       for (std::int64_t i = 0; i < width; ++i) largest = std::max(largest, std::abs(x.data<float>()[row * width + i]));
       ASSERT_EQ(scales_of(kept)[row], largest / 448);
+      ASSERT_EQ(scales.data<float>()[row], largest / 448);
       for (std::int64_t i = row * width; i < (row + 1) * width; ++i) {
         const float factor = 1 / scales_of(kept)[row];
         ASSERT_EQ(kept.data<std::uint8_t>()[i], nearest(x.data<float>()[i] * factor));
@@ -85,6 +88,7 @@ TEST(E4m3, ZerosStayZeroAndCopiesHaveTheirScales) {
   EXPECT_EQ(scales_of(zeros)[1], 0x1p-120F) << "its inverse is finite";
   EXPECT_EQ(zeros.to(DType::f32).data<float>()[31], 0);
   EXPECT_EQ(e4m3_rows(Tensor::zeros(DType::f32, {0, 16})).size(), 0);
+  EXPECT_EQ(e4m3_row_scales(Tensor::zeros(DType::f32, {0, 16})).size(), 0);
   const Tensor x = e4m3_rows(testing::random_tensor({3, 5}, 1)), copy = x.to(DType::e4m3);
   EXPECT_NE(copy.raw(), x.raw());
   EXPECT_EQ(testing::max_difference(copy, x), 0);
