@@ -2,7 +2,7 @@
 """Makes the part of docs/benchmarks.md on what sparse pictures are worth: plans against dense attention on 100 prompts that
 no plan was searched on (bench/prompts/held-out.txt).
 
-    bench/quality.py                                   # the bundled model, half an hour on two cores
+    bench/quality.py                                   # the bundled model, an hour on two cores with AVX-512-BF16
     bench/quality.py --model DIR --plan tuned.json     # another model, with a plan that `sparvar tune` found for it
     bench/quality.py --first 4                         # a look at four prompts: printed, the document stays
     bench/quality.py --drawn report.json --first 10    # quality as `sparvar evaluate` measured it on a GPU, times of ten prompts here
@@ -33,6 +33,7 @@ def arguments_of(argv):
     parser.add_argument("--model", help="model folder (the bundled one)")
     parser.add_argument("--plan", type=Path, action="append", default=[],
                         help="a plan of the model's own, in a row of its own; may be given again. The last one is what FastVAR is fitted to and what is drawn with scales skipped (the preset sparvar)")
+    parser.add_argument("--presets", type=lambda names: names.split(","), default=PRESETS, help=f"rows of presets ({','.join(PRESETS)})")
     parser.add_argument("--prompts", type=Path, default=ROOT / "bench" / "prompts" / "held-out.txt", help="one prompt a line")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts; without --drawn the table is printed")
     parser.add_argument("--drawn", type=Path, metavar="REPORT", help="report.json of an `evaluate` over all prompts: a table of its own, before that of the pictures drawn here")
@@ -101,7 +102,7 @@ def plans_of(options, best, ratio, scales):
     """Rows of the table. Guidance that is dropped late ends where the plans become sparse."""
     late = f"+skip2+uncond{max(1, scales - 3)}"
     own = [str(plan) for plan in options.plan]
-    return [*PRESETS, *own, f"fastvar={best}", f"fastvar:{ratio:g}", f"published{late}", f"{best}{late}"]
+    return [*options.presets, *own, f"fastvar={best}", f"fastvar:{ratio:g}", f"published{late}", f"{best}{late}"]
 
 
 def print_part(report, drawn, options, prompts, best):
@@ -147,7 +148,7 @@ def label(name):
 def key_of(options, prompts):
     """Of all that the figures depend on, the commit included: a run with another key has a folder of its own."""
     plans = [plan.read_text(encoding="utf-8") for plan in options.plan]
-    settings = [tables.commit(), prompts, plans, options.seed, options.device, options.threads, options.dtype]
+    settings = [tables.commit(), prompts, options.presets, plans, options.seed, options.device, options.threads, options.dtype]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
 
 

@@ -48,18 +48,18 @@ class Quality(CommandTest):
 
     def test_the_table(self):
         plan = self.plan_file({"name": "mine", "rules": [{"scales": [8, -1], "method": "probe", "stride": 4, "share": 0.1}]})
-        arguments = ["--model", self.model, "--plan", plan, "--threads", 1]
+        arguments = ["--model", self.model, "--plan", plan, "--threads", 1, "--presets", "csla,probe"]
         self.quality(*arguments)
         text = self.document.read_text()
         self.assertTrue(text.startswith("before\n<!--") and text.endswith("-->\nafter\n"), text)
         self.assertIn("2 pictures of 2 prompts", text)
         names = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
-        self.assertEqual(names[:9], [*quality.PRESETS, "mine.json"])
-        self.assertRegex(names[9], r"^fastvar=mine\.json \(keeps 0\.\d+\)$")
-        self.assertRegex(names[10], r"^fastvar:[01][.\d]*$")
-        self.assertEqual(names[11:], ["published+skip2+uncond6", "mine.json+skip2+uncond6"])
+        self.assertEqual(names[:3], ["csla", "probe", "mine.json"])
+        self.assertRegex(names[3], r"^fastvar=mine\.json \(keeps 0\.\d+\)$")
+        self.assertRegex(names[4], r"^fastvar:[01][.\d]*$")
+        self.assertEqual(names[5:], ["published+skip2+uncond6", "mine.json+skip2+uncond6"])
         pairs = [float(line.split("|")[2].split("%")[0]) for line in text.splitlines() if line.startswith("| `")]
-        self.assertAlmostEqual(pairs[8], pairs[9], delta=0.5, msg="FastVAR computes as many pairs as the plan")
+        self.assertAlmostEqual(pairs[2], pairs[3], delta=0.5, msg="FastVAR computes as many pairs as the plan")
         report, = (self.out / "results").glob("quality-*/report/report.json")
 
         # A run that was stopped goes on: what is there is not drawn again.
@@ -76,6 +76,12 @@ class Quality(CommandTest):
         printed = self.quality(*arguments, "--first", 1).stdout.decode()
         self.assertIn("1 pictures of 1 prompts", printed)
         self.assertEqual(self.document.read_text(), DOCUMENT)
+
+    def test_rows_are_the_programs_presets(self):
+        known = subprocess.run([cli_test.PROGRAM, "completion", "bash"], capture_output=True, text=True, check=True).stdout
+        self.assertEqual(quality.arguments_of([]).presets, quality.PRESETS)
+        for name in quality.PRESETS:
+            self.assertRegex(known, rf"\b{name}\b")
 
     def test_the_share_that_takes_as_long(self):
         times = {0.2: 1.0, 0.5: 2.0, 0.8: 4.0}
