@@ -10,7 +10,6 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/dnnl_support.h"
-#include "core/held_signals.h"
 #include "core/parallel.h"
 #include "sparvar/error.h"
 
@@ -59,9 +58,7 @@ memory weights_in(CpuConvolution& conv, const memory::desc& wanted) {
     if (known.get_desc() == wanted) return known;
   memory source(plain_weights(conv, conv.weight.dtype()), dnnl_engine(), conv.weight.raw());
   memory packed(wanted, dnnl_engine());
-  const HeldSignals held;
-  dnnl::reorder(source, packed).execute(dnnl_stream(), source, packed);
-  dnnl_stream().wait();
+  execute(dnnl::reorder(source, packed), {{DNNL_ARG_FROM, source}, {DNNL_ARG_TO, packed}});
   conv.layouts.push_back(packed);
   return packed;
 }
@@ -181,9 +178,7 @@ Tensor CpuBackend::convolution(const Tensor& x, const Convolution& weights, cons
     added = as_type(residual, call.type);
     args.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, memory(call.target, dnnl_engine(), added.raw()));
   }
-  const HeldSignals held;
-  call.primitive.execute(dnnl_stream(), args);
-  dnnl_stream().wait();
+  execute(call.primitive, args);
   return as_type(result, compute_);
 } catch (const dnnl::error& failure) {
   rethrow(failure);

@@ -21,9 +21,11 @@ dnnl::engine& dnnl_engine() {
   return engine;
 }
 
-dnnl::stream& dnnl_stream() {
+void execute(const dnnl::primitive& primitive, const std::unordered_map<int, dnnl::memory>& args) {
   static dnnl::stream stream(dnnl_engine());
-  return stream;
+  const HeldSignals held;
+  primitive.execute(stream, args);
+  stream.wait();
 }
 
 dnnl::memory::data_type dnnl_type(DType dtype) {

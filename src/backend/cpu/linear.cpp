@@ -10,7 +10,6 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/dnnl_support.h"
-#include "core/held_signals.h"
 #include "core/parallel.h"
 #include "sparvar/error.h"
 
@@ -59,9 +58,7 @@ memory weights_in(CpuLinear& linear, const memory::desc& wanted) {
     return source;
   }
   memory reordered(wanted, dnnl_engine());
-  const HeldSignals held;
-  dnnl::reorder(source, reordered).execute(dnnl_stream(), source, reordered);
-  dnnl_stream().wait();
+  execute(dnnl::reorder(source, reordered), {{DNNL_ARG_FROM, source}, {DNNL_ARG_TO, reordered}});
   linear.layouts.push_back(reordered);
   return reordered;
 }
@@ -112,9 +109,7 @@ void multiply(CpuLinear& linear, std::int64_t rows, void* source, Activation act
   if (linear.bias.defined())
     args.emplace(DNNL_ARG_BIAS, memory({{1, linear.out}, memory::data_type::f32, memory::format_tag::ab}, dnnl_engine(),
                                        linear.bias.raw()));
-  const HeldSignals held;
-  call.primitive.execute(dnnl_stream(), args);
-  dnnl_stream().wait();
+  execute(call.primitive, args);
 }
 
 }  // namespace
