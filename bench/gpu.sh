@@ -14,6 +14,10 @@ OUT=${OUT:-$root/build/bench-gpu}
 PYTHON=${PYTHON:-python3}
 REPEAT=${REPEAT:-5}
 DOCUMENT=${DOCUMENT:-$root/docs/benchmarks.md}
+if [ -n "$PACKAGE" ] && [ ! -d "$PACKAGE/sparvar" ]; then
+  echo "bench/gpu.sh: $PACKAGE has no Python package; build with -DSPARVAR_PYTHON=ON, or set PACKAGE= to leave its tables out" >&2
+  exit 1
+fi
 mkdir -p "$OUT"
 
 measure() {  # file, geometry, further arguments

@@ -169,6 +169,17 @@ def attention_calls(folder):
                 attention_row(r, peers)
 
 
+def call_rows(rows):
+    """Of bench/python_attention.py; on the CPU there is no graph and no count of bytes."""
+    def us(seconds):
+        return "" if seconds is None else f"{1e6 * seconds:.1f}"
+
+    header("", "program us", "stream us", "more us", "graph us", "host us", "beside MiB")
+    for r in rows:
+        row(f"{r['attention']}, {r['queries']} x {r['keys']}", us(r["program_seconds"]), us(r["seconds"]), f"{1e6 * (r['seconds'] - r['program_seconds']):+.1f}",
+            us(r["graph_seconds"]), us(r["host_seconds"]), "" if r["bytes_beside"] is None else f"{r['bytes_beside'] / 2**20:.1f}")
+
+
 def calls_from_pytorch(folder):
     if not (folder / "python-attention.json").exists():
         return
@@ -176,27 +187,26 @@ def calls_from_pytorch(folder):
     print("\n### sparvar.attention on torch tensors\n")
     print(f"`bench/python_attention.py`: {report['geometry']}, B = {report['batch']}, bf16. Program: `sparvar bench attention` before and after PyTorch's calls, mean of both medians;")
     print("stream: calls one after the other; graph: the same in a CUDA graph; host: until a call returns to Python; beside: memory of a call above its tensors and its output.\n")
-    header("", "program us", "stream us", "more us", "graph us", "host us", "beside MiB", "of q, k, v")
-    for r in report["rows"]:
-        row(f"{r['attention']}, {r['queries']} x {r['keys']}", f"{1e6 * r['program_seconds']:.1f}", f"{1e6 * r['seconds']:.1f}",
-            f"{1e6 * (r['seconds'] - r['program_seconds']):+.1f}", f"{1e6 * r['graph_seconds']:.1f}", f"{1e6 * r['host_seconds']:.0f}",
-            f"{r['bytes_beside'] / 2**20:.1f}", f"{r['qkv_bytes'] / 2**20:.0f}")
+    call_rows(report["rows"])
+
+
+def patched_rows(reports):
+    """Of bench/python_patch.py; its first row is the model as it is."""
+    header("attention", "seconds", "against unpatched", "scales but the last 4", "last 4", "decode", "peak memory")
+    for report in reports:
+        for r in report["rows"]:
+            row(r["attention"] + (", flash" if report["sdpa"] == "flash" else ""), f"{r['seconds']:.3f}", f"{report['rows'][0]['seconds'] / r['seconds']:.2f}x",
+                f"{sum(r['scales'][:-4]):.3f}", f"{sum(r['scales'][-4:]):.3f}", f"{r['decode']:.3f}", f"{gib(r['peak_bytes'])} GiB" if r["peak_bytes"] else "")
 
 
 def patched(folder):
-    kinds = [(kind, load(folder, f"python-patch-{kind}")) for kind in ("auto", "flash") if (folder / f"python-patch-{kind}.json").exists()]
-    if not kinds:
+    reports = [load(folder, f"python-patch-{kind}") for kind in ("auto", "flash") if (folder / f"python-patch-{kind}.json").exists()]
+    if not reports:
         return
-    about = kinds[0][1]
     print("\n### Upstream's model, patched\n")
-    print(f"`bench/python_patch.py --geometry {about['geometry']}`: a model of random weights that runs as upstream's does (eager, its own KV cache), one 1024x1024 picture with guidance, in seconds.")
+    print(f"`bench/python_patch.py --geometry {reports[0]['geometry']}`: a model of random weights that runs as upstream's does (eager, its own KV cache), one 1024x1024 picture with guidance, in seconds.")
     print("Patched layers keep keys and values in one buffer and normalise, rotate and store them in one kernel, so `dense` gains too. Flash: PyTorch held to FlashAttention.\n")
-    header("attention", "a picture", "against unpatched", "scales 0-8", "scales 9-12", "decode", "peak GiB")
-    for kind, report in kinds:
-        for r in report["rows"]:
-            name = f"{r['attention']}, flash" if kind == "flash" else r["attention"]
-            row(name, f"{r['seconds']:.3f}", f"{report['rows'][0]['seconds'] / r['seconds']:.2f}x", f"{sum(r['scales'][:-4]):.3f}", f"{sum(r['scales'][-4:]):.3f}",
-                f"{r['decode']:.3f}", gib(r["peak_bytes"]))
+    patched_rows(reports)
 
 
 def tables(folder):

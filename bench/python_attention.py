@@ -7,7 +7,7 @@ machine in one run.
 Rows: a plan at a scale of a geometry, batch 2, bf16. Program: `sparvar bench attention`, before and after PyTorch's
 calls, the mean of both medians. On a GPU a call is the time on the stream: of calls one after the other, and of the same
 calls in a CUDA graph, where Python takes no part. host: until such a call returns to Python, nothing waited for. Memory:
-the most that PyTorch's allocator holds in a call above q, k and v, without the output and the engine's working memory.
+the most that PyTorch's allocator holds in a call above its tensors and its output: the engine's working memory.
 """
 
 from __future__ import annotations
@@ -21,62 +21,37 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
+from gpu_tables import call_rows
+from peer_attention_gpu import seconds_of
+from peer_pytorch_gpu import GEOMETRIES, SCALES
 
 import sparvar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SCALES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
-HEADS = {"infinity-8b": (28, 128), "infinity-2b": (16, 128), "infinity-125m": (8, 96)}
 BATCH = 2
+GRAPH_CALLS = 20
 
 
-class Timer:
-    """Seconds of a call; a sample on a GPU is some 5 ms of calls."""
+def host_seconds(call: Callable[[], object], repeat: int, on_gpu: bool) -> float:
+    """Until the call returns, the stream being empty before it."""
+    times = []
+    for _ in range(repeat):
+        if on_gpu:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
-    def __init__(self, device: torch.device, repeat: int) -> None:
-        self.on_gpu, self.repeat = device.type == "cuda", repeat
 
-    def sample(self, call: Callable[[], object], calls: int) -> float:
-        if not self.on_gpu:
-            start = time.perf_counter()
-            for _ in range(calls):
-                call()
-            return (time.perf_counter() - start) / calls
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(calls):
+def graph_seconds(call: Callable[[], object], repeat: int) -> float:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(GRAPH_CALLS):
             call()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop) * 1e-3 / calls
-
-    def median(self, call: Callable[[], object]) -> float:
-        self.sample(call, 1)
-        calls = max(1, min(50, int(5e-3 / self.sample(call, 2)))) if self.on_gpu else 1
-        return statistics.median(self.sample(call, calls) for _ in range(self.repeat))
-
-    def host(self, call: Callable[[], object]) -> float:
-        """Until the call returns, the stream being empty before it."""
-        times = []
-        for _ in range(self.repeat):
-            if self.on_gpu:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
-
-    def graph(self, call: Callable[[], object]) -> float | None:
-        if not self.on_gpu:
-            return None
-        graph = torch.cuda.CUDAGraph()
-        calls = 20
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                call()
-        return self.median(graph.replay) / calls
+    return seconds_of(graph.replay, repeat, "cuda") / GRAPH_CALLS
 
 
 def program_seconds(options: argparse.Namespace) -> dict[tuple[str, int], float]:
@@ -94,9 +69,10 @@ def program_seconds(options: argparse.Namespace) -> dict[tuple[str, int], float]
 
 def measure(options: argparse.Namespace, name: str, scale: int) -> dict[str, object]:
     """Of PyTorch's calls."""
-    device = torch.device(options.device)
-    timer = Timer(device, options.repeat)
-    heads, channels = HEADS[options.geometry]
+    device, repeat = torch.device(options.device), options.repeat
+    on_gpu = device.type == "cuda"
+    _, width, heads, *_ = GEOMETRIES[options.geometry]
+    channels = width // heads
     plan = sparvar.plans.preset(name, [(side, side) for side in SCALES])
     state = sparvar.AttentionState()
     torch.manual_seed(0)
@@ -116,38 +92,24 @@ def measure(options: argparse.Namespace, name: str, scale: int) -> dict[str, obj
 
     call()
     row: dict[str, object] = {
-        "attention": name, "scale": scale, "queries": q.shape[2], "keys": k.shape[2], "seconds": timer.median(call),
-        "graph_seconds": timer.graph(call), "host_seconds": timer.host(call), "bytes_beside": None,
+        "attention": name, "scale": scale, "queries": q.shape[2], "keys": k.shape[2],
+        "seconds": seconds_of(call, repeat, options.device), "graph_seconds": graph_seconds(call, repeat) if on_gpu else None,
+        "host_seconds": host_seconds(call, repeat, on_gpu), "bytes_beside": None,
     }  # fmt: skip
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         out = call()
         torch.cuda.synchronize()
         row["bytes_beside"] = torch.cuda.max_memory_allocated() - before - out.nbytes
-        row["qkv_bytes"] = q.nbytes + k.nbytes + v.nbytes
     return row
-
-
-def text(rows: list[dict[str, object]]) -> str:
-    lines = ["| plan | queries x keys | program us | torch us | more | in a CUDA graph us | host us | working MiB |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in rows:
-        graph = f"{1e6 * row['graph_seconds']:.1f}" if row["graph_seconds"] else ""
-        working = f"{row['bytes_beside'] / 2**20:.1f}" if row["bytes_beside"] is not None else ""
-        more = 1e6 * (row["seconds"] - row["program_seconds"])
-        lines.append(
-            f"| {row['attention']} | {row['queries']} x {row['keys']} | {1e6 * row['program_seconds']:.1f} | "
-            f"{1e6 * row['seconds']:.1f} | {more:+.1f} | {graph} | {1e6 * row['host_seconds']:.0f} | {working} |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True)
-    parser.add_argument("--geometry", choices=list(HEADS), default="infinity-8b")
+    parser.add_argument("--geometry", choices=list(GEOMETRIES), default="infinity-8b")
     parser.add_argument("--attention", default="csla,csla-blocks,cs4a,probe,sparvar", help="presets, with commas")
     parser.add_argument("--scales", default="10,11,12")
     parser.add_argument("--repeat", type=int, default=5)
@@ -168,7 +130,7 @@ def main() -> None:
         about = {"geometry": options.geometry, "torch": torch.__version__, "repeat": options.repeat, "batch": BATCH}
         print(json.dumps({**about, "rows": rows}))
     else:
-        print(text(rows))
+        call_rows(rows)
 
 
 if __name__ == "__main__":

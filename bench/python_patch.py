@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "tests"))
 
+from gpu_tables import patched_rows
 from peer_pytorch_gpu import GEOMETRIES, SCALES, TEXT_CHANNELS, decoder
 
 import sparvar
@@ -104,19 +105,6 @@ def measure(drawing: Drawing, names: list[str], repeat: int) -> list[dict[str, o
     return rows
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    lines = ["| attention | seconds | against unpatched | scales but the last 4 | last 4 | decode | peak memory |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for row in rows:
-        scales, gain = row["scales"], rows[0]["seconds"] / row["seconds"]
-        peak = f"{row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] else ""
-        lines.append(
-            f"| {row['attention']} | {row['seconds']:.3f} | {gain:.2f}x | {sum(scales[:-4]):.3f} | "
-            f"{sum(scales[-4:]):.3f} | {row['decode']:.3f} | {peak} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", choices=[*GEOMETRIES, "tiny"], required=True)
@@ -132,11 +120,13 @@ def main() -> None:
     torch.manual_seed(0)
     rows = measure(Drawing(options), options.attention.split(","), options.repeat)
     gpu = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
+    about = {"geometry": options.geometry, "sdpa": options.sdpa, "torch": torch.__version__, "gpu": gpu}
+    report = {**about, "repeat": options.repeat, "rows": rows}
     if options.json:
-        about = {"geometry": options.geometry, "sdpa": options.sdpa, "torch": torch.__version__, "gpu": gpu}
-        print(json.dumps({**about, "repeat": options.repeat, "rows": rows}))
+        print(json.dumps(report))
     else:
-        print(f"{options.geometry}, {gpu or 'CPU'}, PyTorch {torch.__version__}, SDPA {options.sdpa}\n\n{table(rows)}")
+        print(f"{options.geometry}, {gpu or 'CPU'}, PyTorch {torch.__version__}, SDPA {options.sdpa}\n")
+        patched_rows([report])
 
 
 if __name__ == "__main__":
