@@ -3,7 +3,7 @@
 # PROGRAM, KERNELS, PACKAGE: sparvar, gpu_kernels and the folder of the Python package of a build with -DSPARVAR_CUDA=ON
 # -DSPARVAR_PYTHON=ON (PACKAGE empty: without the tables of calls from PyTorch); MODEL: the bundled model; OUT: a folder for the
 # measurements; PYTHON: one with PyTorch; COMMIT: where git is not there; REPEAT: runs of which the median counts; DOCUMENT: where
-# the tables go; -: standard output.
+# the tables go; -: standard output; SDPA: PyTorch's kernels beside which its model is patched (auto flash).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 PROGRAM=${PROGRAM:-$root/build/cuda/apps/cli/sparvar}
@@ -34,6 +34,8 @@ for size in 8b 2b 125m; do  # peer and engine one after the other, on the same w
 done
 for plan in published sparvar; do measure "8b-$plan" infinity-8b --attention "$plan"; done
 measure 8b-sparvar-fp8 infinity-8b --attention sparvar --weights fp8
+rm -f "$OUT/products.choices"
+SPARVAR_PRODUCTS="$OUT/products.choices" measure 8b-products infinity-8b
 for plan in dense sparvar; do measure "8b-$plan-skip" infinity-8b --attention "$plan" --skip-scales 2; done
 measure emoji "$MODEL/config.json"
 for batch in 1 2 4 8; do measure "2b-batch-$batch" infinity-2b --batch "$batch"; done
@@ -48,7 +50,7 @@ done
 if [ -n "$PACKAGE" ]; then  # the same kernels on torch tensors, and a PyTorch model that is patched with them
   export PYTHONPATH=$PACKAGE${PYTHONPATH:+:$PYTHONPATH}
   "$PYTHON" "$root/bench/python_attention.py" --program "$PROGRAM" --repeat "$REPEAT" --json >"$OUT/python-attention.json"
-  for sdpa in auto flash; do
+  for sdpa in ${SDPA:-auto flash}; do
     "$PYTHON" "$root/bench/python_patch.py" --geometry infinity-8b --attention dense,csla,sparvar --sdpa $sdpa --repeat "$REPEAT" \
       --json >"$OUT/python-patch-$sdpa.json"
   done

@@ -1,7 +1,7 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
 // the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms]
-// [fp8]; none: all; profile: each plan once, for a profiler; older: plans beside themselves with kernels that newer
-// ones replaced. One JSON object on standard output.
+// [fp8]; none: all; chosen: of lists, only those with keys of their own; profile: each plan once, for a profiler;
+// older: plans beside themselves with kernels that newer ones replaced. One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/cs4a.h"
 #include "attention/csla.h"
 #include "backend/backend.h"
 #include "backend/cuda/check.h"
@@ -314,6 +315,38 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
           {"dense_over_own", dense / sparse}};
 }
 
+/// What CS4A does at the scale where it decides: dense attention with statistics, column sums, choice of keys.
+nlohmann::ordered_json measure_decision(const char* name, int heads, Backend& backend) {
+  const ScaleSchedule schedule = *schedule_1m(1.0);
+  const AttentionPlan plan = AttentionPlan::preset(name, 1, static_cast<int>(schedule.size()));
+  const auto& method = std::get<Cs4aAttention>(plan.method(0, static_cast<int>(schedule.size()) - 1));
+  const std::int64_t keys = first_keys(schedule, method.decision_scale).back();
+  const std::int64_t queries = schedule[method.decision_scale].tokens();
+  const QueryTiles groups = group_tiles(schedule[method.decision_scale], method.group);
+  constexpr int kDim = 128;
+  AttentionArgs args{.q = backend.random(DType::bf16, {2, heads, queries, kDim}, 1, 0.3F),
+                     .k = backend.random(DType::bf16, {2, heads, keys, kDim}, 2, 1.0F),
+                     .v = backend.random(DType::bf16, {2, heads, keys, kDim}, 3, 1.0F),
+                     .out = backend.empty(DType::bf16, {2, queries, heads, kDim}),
+                     .scale = 1.0F,
+                     .statistics = backend.empty(DType::f32, {2, heads, queries, 2})};
+  const double all = warm_seconds(
+      backend,
+      [&] {
+        (void)backend.attend_and_choose(args, {}, groups, static_cast<int>(keys), counts_to_choose(method, schedule));
+      },
+      kSamples);
+  const double dense = warm_seconds(
+      backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); }, kSamples);
+  const double sums = warm_seconds(
+      backend, [&] { (void)backend.column_sums(args, groups, static_cast<int>(keys)); }, kSamples);
+  return {{"decision", fmt::format("{} 2x{} heads of {}, {} x {}", name, heads, kDim, queries, keys)},
+          {"groups", groups.count()},
+          {"own_us", all * 1e6},
+          {"dense_us", dense * 1e6},
+          {"column_sums_us", sums * 1e6}};
+}
+
 /// A whole plan at one layer, everything between q, k, v and the output, as the transformer calls it.
 /// `once`: each scale once and nothing timed, for a profiler.
 void measure_plan(const std::string& name, int heads, bool once, Backend& backend, nlohmann::ordered_json& report,
@@ -468,18 +501,20 @@ void run(const std::set<std::string>& sections) {
     return make_cuda_backend(
         {.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper, .older = older}, why);
   };
-  if (wanted("lists")) {
+  if (wanted("lists") || sections.contains("chosen")) {
     const std::unique_ptr<Backend> backend = device(true), older = device(false);
     if (!backend || !older) throw Error(ErrorKind::system, why);
     const auto add = [&](const Lists& lists, int heads) {
       report["lists"].push_back(measure(lists, heads, *backend, *older));
     };
-    for (const int heads : {28, 16})
-      for (const int scale : {10, 11, 12})
-        for (const bool blocks : {false, true}) add(csla_case(scale, blocks), heads);
+    if (wanted("lists"))
+      for (const int heads : {28, 16})
+        for (const int scale : {10, 11, 12})
+          for (const bool blocks : {false, true}) add(csla_case(scale, blocks), heads);
     add(chosen_case("192 rows, 2128 keys", {.tile_h = 0, .tile_w = 0, .rows = 192}, 2128, 28), 28);
     add(chosen_case("8x16, 2128 keys", {.tile_h = 8, .tile_w = 16, .rows = 0}, 2128, 28), 28);
     add(chosen_case("8x8, 950 keys", {.tile_h = 8, .tile_w = 8, .rows = 0}, 950, 28), 28);
+    for (const char* name : {"cs4a-rows", "cs4a"}) report["decisions"].push_back(measure_decision(name, 28, *backend));
   }
   const bool profile = sections.contains("profile");
   if (profile || wanted("plans")) {

@@ -37,11 +37,13 @@ def pictures(folder):
             peer = load(folder, f"peer-{size}")
             row(f"{name}, PyTorch", f"{1e3 * peer['total_seconds']:.0f}", *times(peer["scale_seconds"]), f"{1e3 * peer['decode_seconds']:.1f}",
                 gib(peer["peak_bytes"]), "", "1.0x")
-        for kind in ("", "-csla", "-published", "-sparvar", "-csla-fp8", "-sparvar-fp8", "-dense-skip", "-sparvar-skip"):
+        for kind in ("", "-products", "-csla", "-published", "-sparvar", "-csla-fp8", "-sparvar-fp8", "-dense-skip", "-sparvar-skip"):
             if not (folder / f"{size}{kind}.json").exists():
                 continue
             own = load(folder, f"{size}{kind}")
             how = ", fp8" if own.get("weights") == "fp8" else ""
+            if kind == "-products":
+                how += ", the fastest products (SPARVAR_PRODUCTS)"
             if kind.endswith("-skip"):
                 how += ", the last two scales left out"
             row(f"{name}, {own['attention']}{how}", f"**{1e3 * own['total_seconds']:.0f}**", *times([s["seconds"] for s in own["scales"]]),
@@ -82,6 +84,10 @@ def kernels(folder):
     for r in all_rows["lists"]:
         row(r["lists"], f"{100 * r['share_of_pairs']:.1f} %", f"{r['own_us']:.0f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_tflops'] / rate:.0f} %",
             f"{r['sm80_us']:.0f}", f"{r['dense_us']:.0f}", f"{r['dense_over_own']:.1f}x")
+    print("\n### CS4A's decision: dense attention with statistics, column sums, choice of keys\n")
+    header("", "groups", "us", "dense us", "column sums us")
+    for r in all_rows["decisions"]:
+        row(r["decision"], str(r["groups"]), f"{r['own_us']:.0f}", f"{r['dense_us']:.0f}", f"{r['column_sums_us']:.0f}")
     print("\n### Residual, gate and LayerNorm in one kernel, 3584 channels\n")
     header("rows", "us", "GB/s")
     for r in all_rows["norms"]:

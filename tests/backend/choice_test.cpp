@@ -149,12 +149,16 @@ TEST(SelectKeys, TakesTheLargestAndOrdersThemByCount) {
   const auto backend = testing::make_backend(DType::f32);
   std::mt19937 random(std::random_device{}());
   for (const int keys : {1, 37, 256, 1000, 10521})
-    for (const bool many_ties : {false, true}) {
-      SCOPED_TRACE(::testing::Message() << keys << (many_ties ? " with ties" : ""));
+    for (const char* const kind : {"spread", "with ties", "close together, some far off"}) {
+      SCOPED_TRACE(::testing::Message() << keys << ' ' << kind);
       Tensor sums = Tensor::empty(DType::f32, {3, 2, keys});
-      for (std::int64_t i = 0; i < sums.size(); ++i)
-        sums.data<float>()[i] =
-            many_ties ? static_cast<float>(random() % 5) : std::exp(-static_cast<float>(random() % 100000) * 2e-4F);
+      for (std::int64_t i = 0; i < sums.size(); ++i) {
+        const auto at_random = static_cast<float>(random() % 100000);
+        sums.data<float>()[i] = kind[0] == 's'        ? std::exp(-at_random * 2e-4F)
+                                : kind[0] == 'w'      ? std::fmod(at_random, 5.0F)
+                                : random() % 100 == 0 ? -std::exp(at_random * 1e-4F)
+                                                      : 1.0F + std::fmod(at_random, 500.0F) * 1.2e-7F;
+      }
       sums.data<float>()[keys / 2] = std::numeric_limits<float>::quiet_NaN();
       if (keys > 2) sums.data<float>()[keys] = std::numeric_limits<float>::infinity();
       const int most = std::max(1, keys / 5);

@@ -1,6 +1,6 @@
 // Attention of tiles of queries to lists of keys on Hopper (sm_90a): the same work as attention_lists.cu, for heads of
 // 64 to 128 channels. A warpgroup gathers rows of k and v into a ring of stages (16-byte copies that arrive at
-// barriers, swizzled as wgmma reads them) and runs ahead into the next tile; one or two warpgroups of 64 queries each
+// barriers, swizzled as wgmma reads them) and runs ahead into the next tile; one to three warpgroups of 64 queries each
 // multiply them. Blocks stay and take one (batch, head, tile) after the other, tiles of a head side by side, so that
 // its keys are read from the L2 cache. The division of work follows FlashAttention-3 (arXiv 2407.08608), section 3.
 #include <algorithm>
@@ -16,9 +16,9 @@ namespace {
 
 constexpr int kMultiprocessorBytes = 227 * 1024;
 
-/// kGroups: warpgroups that multiply, 64 queries each. Of one or two the queries stay in registers; three have too few
-/// for that, and read them from shared memory. A product with its first matrix in registers needs 128 columns, so as
-/// many keys, to run at full rate; two warpgroups have the room for them.
+/// kGroups: warpgroups that multiply, 64 queries each, which stay in shared memory: as the first matrix of products
+/// they would take registers, and time to issue. Two warpgroups have the room for stages of 128 keys, over which what a
+/// stage costs besides its keys is spread.
 template <int kDim, int kGroups>
 struct Shape {
   static constexpr int kBlocks = kGroups == 1 ? 2 : 1;  // on one multiprocessor
@@ -31,33 +31,41 @@ struct Shape {
   static constexpr int kQueryBytes = kGroups * kTileBytes;
   static constexpr int kValues = kPanels * kKeyPanel;  // of a stage: k, then v
   static constexpr int kStageBytes = 2 * kValues;
-  static constexpr int kBarrierBytes = 256;
+  static constexpr int kBarrierBytes = 384;  // and descriptions
   static constexpr int kRoom = kMultiprocessorBytes / kBlocks - kBarrierBytes - 1024;
   static constexpr int kStages = std::min(8, (kRoom - kQueryBytes) / kStageBytes);
   static constexpr int kSharedBytes = kQueryBytes + kStages * kStageBytes + kBarrierBytes;
-  static_assert(kStages >= 2);
+  static_assert(kStages >= 2 && kStages <= 8);
 };
 
 #if __CUDA_ARCH__ >= 900
 
-template <int kGroups>
-constexpr bool kHolds = kGroups < 3;
 constexpr int kGathererRegisters = 56;
 template <int kGroups>
 constexpr int kMultiplierRegisters = kGroups == 1   ? 200
                                      : kGroups == 2 ? 224
                                                     : 152;
 
+/// What was gathered is shown to the products (a proxy fence) by the gatherer, which waits for its copies, or by those
+/// that multiply. The latter costs them some 4 % of their time, but leaves more copies on their way: two blocks on a
+/// multiprocessor need them.
+template <int kGroups>
+constexpr bool kGathererShows = kGroups > 1;
+
 struct Barriers {
   unsigned first;
-  __device__ unsigned full(int stage) const { return first + 32 + 16 * stage; }
-  __device__ unsigned empty(int stage) const { return first + 40 + 16 * stage; }
+  __device__ unsigned keys_full(int stage) const { return first + 32 + 32 * stage; }
+  __device__ unsigned keys_empty(int stage) const { return keys_full(stage) + 8; }
+  __device__ unsigned values_full(int stage) const { return keys_full(stage) + 16; }
+  __device__ unsigned values_empty(int stage) const { return keys_full(stage) + 24; }
   __device__ unsigned queries_full() const { return first; }
   __device__ unsigned queries_empty() const { return first + 8; }
+  /// Where the gatherer leaves the TileRows and the KeyRange of every other piece of work.
+  __device__ unsigned description(unsigned turn) const { return first + 320 + 32 * turn; }
 };
 
-/// The pieces of work of this block, one after the other. Descriptions are read ahead: two pieces for the tile, which
-/// says where the list is described, one for that.
+/// The pieces of work of this block, one after the other, as the gatherer sees them. Descriptions are read ahead: two
+/// pieces for the tile, which says where the list is described, one for that.
 struct Work {
   const ListAttention& a;
   int item, index = 0;
@@ -71,6 +79,10 @@ struct Work {
     enter();
   }
   __device__ bool done() const { return item >= total(); }
+  __device__ const TileRows* tile_at() const { return a.tiles + item % a.tile_count; }
+  __device__ const KeyRange* range_at() const {
+    return a.ranges + (a.own_lists ? index * a.list_tiles : 0) + tile.list;
+  }
   __device__ void advance() {
     item += step();
     enter();
@@ -122,20 +134,43 @@ struct Eight {
   }
 };
 
-/// Queries of a tile to shared memory, 16 bytes a time: `chunk` of eight rows from `row` on.
-template <typename S, int kGroups>
-__device__ inline void gather_queries(const ListAttention& a, const bf16* q, const TileRows& tile, unsigned to,
-                                      int chunk, int row, int dim) {
-#pragma unroll 1
-  for (int group = 0; group < kGroups; ++group)
-#pragma unroll 4
-    for (int i = 0; i < 8; ++i) {
-      const int at = group * 64 + row + i;
-      const bool there = at < tile.queries;
-      const int query = there ? __ldg(a.rows + tile.first_query + at) : 0;
-      copy_async(to + group * S::kTileBytes + i * 128 + (chunk % 8 ^ i) * 16, q + std::int64_t{query} * dim, there);
+/// Queries of tiles to shared memory, 16 bytes a time: a thread copies a chunk of eight rows of every 64. They are
+/// asked for behind the first keys, as they are free only when a tile's last logits are made.
+template <int kDim, int kGroups>
+struct Queries {
+  using S = Shape<kDim, kGroups>;
+  Barriers barriers;
+  int chunk, row;
+  unsigned to, turn = 0;
+
+  __device__ Queries(unsigned memory, Barriers b)
+      : barriers(b),
+        chunk(static_cast<int>(threadIdx.x) % 16),
+        row(static_cast<int>(threadIdx.x) % 128 / 16 * 8),
+        to(memory + chunk / 8 * S::kQueryPanel + row * 128) {}
+
+  __device__ void fetch(const ListAttention& a, const Work& work, bool copies) {
+    const bf16* const q = static_cast<const bf16*>(a.q) + work.index * std::int64_t{a.queries} * kDim + chunk * 8;
+    wait_barrier(barriers.queries_empty(), turn ^ 1U);
+    if (threadIdx.x % 128 == 0) {
+      copy_async(barriers.description(turn), work.tile_at(), true);
+      copy_async(barriers.description(turn) + 16, work.range_at(), true);
     }
-}
+    turn ^= 1U;
+    if (copies)
+#pragma unroll 1
+      for (int group = 0; group < kGroups; ++group)
+#pragma unroll 4
+        for (int i = 0; i < 8; ++i) {
+          const int at = group * 64 + row + i;
+          const bool there = at < work.tile.queries;
+          const int query = there ? __ldg(a.rows + work.tile.first_query + at) : 0;
+          copy_async(to + group * S::kTileBytes + i * 128 + (chunk % 8 ^ i) * 16, q + std::int64_t{query} * kDim,
+                     there);
+        }
+    arrive_after_copies(barriers.queries_full());
+  }
+};
 
 template <int kDim, int kGroups>
 __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers barriers) {
@@ -144,29 +179,23 @@ __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers 
   const int chunk = thread % 16;    // of 16 bytes of a row
   const int row = thread / 16 * 8;  // the first of eight
   const bool copies = chunk < kDim / 8;
-  const unsigned query_place = chunk / 8 * S::kQueryPanel + row * 128;
   const unsigned key_place = S::kQueryBytes + chunk / 8 * S::kKeyPanel + row * 128;
   const auto swizzled = [&](int i) { return i * 128 + (chunk % 8 ^ i) * 16; };
   const std::int64_t values = static_cast<const bf16*>(a.v) - static_cast<const bf16*>(a.k);
   Ring<S::kStages> ring;
-  unsigned query_turn = 0;
+  Queries<kDim, kGroups> queries(memory, barriers);
   for (Work work(a); !work.done(); work.advance()) {
-    const TileRows& tile = work.tile;
-    const bf16* const q = static_cast<const bf16*>(a.q) + work.index * std::int64_t{a.queries} * kDim + chunk * 8;
     const bf16* const k = static_cast<const bf16*>(a.k) + work.index * a.capacity * kDim + chunk * 8;
     const std::int32_t* const keys = a.keys + work.range.first;
     Eight ahead;
     const int count = work.range.keys;
     ahead.load(keys, row, count);
-    wait_barrier(barriers.queries_empty(), query_turn ^ 1U);
-    query_turn ^= 1U;
-    if (copies) gather_queries<S, kGroups>(a, q, tile, memory + query_place, chunk, row, kDim);
-    arrive_after_copies(barriers.queries_full());
+    if (count == 0) queries.fetch(a, work, copies);
     for (int first = 0; first < count; first += 64) {  // halves of a stage of 128
       const int half = first % S::kStageKeys;
       const Eight now = ahead;
       ahead.load(keys, first + 64 + row, count);
-      if (half == 0) wait_barrier(barriers.empty(ring.stage), ring.turn ^ 1U);
+      if (half == 0) wait_barrier(barriers.values_empty(ring.stage), ring.turn ^ 1U);  // its keys were free before
       const unsigned to = memory + ring.stage * S::kStageBytes + half * 128 + key_place;
       const int left = count - first - row;
       if (copies)
@@ -177,8 +206,16 @@ __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers 
           copy_async(to + S::kValues + swizzled(i), from + values, i < left);
         }
       if (half + 64 < S::kStageKeys && first + 64 < count) continue;
-      arrive_after_copies(barriers.full(ring.stage));
+      if constexpr (kGathererShows<kGroups>) {
+        commit_copies();
+        wait_copies<0>();
+        show_to_products();
+        arrive(barriers.keys_full(ring.stage));  // and values
+      } else {
+        arrive_after_copies(barriers.keys_full(ring.stage));
+      }
       ring.advance();
+      if (first < S::kStageKeys) queries.fetch(a, work, copies);
     }
   }
   commit_copies();
@@ -191,35 +228,33 @@ __device__ inline void fetch_boxes(const ListAttention& a, const CUtensorMap* k,
                                    Barriers barriers) {
   using S = Shape<kDim, kGroups>;
   const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int chunk = thread % 16;
-  const int row = thread / 16 * 8;
-  const unsigned query_place = chunk / 8 * S::kQueryPanel + row * 128;
+  const bool copies = thread % 16 < kDim / 8;
   Ring<S::kStages> ring;
-  unsigned query_turn = 0;
+  Queries<kDim, kGroups> queries(memory, barriers);
   for (Work work(a); !work.done(); work.advance()) {
-    const bf16* const q = static_cast<const bf16*>(a.q) + work.index * std::int64_t{a.queries} * kDim + chunk * 8;
     const std::int32_t* const keys = a.keys + work.range.first;
     const int count = work.range.keys;
     int next = thread == 0 && count > 0 ? keys[0] : 0;
-    wait_barrier(barriers.queries_empty(), query_turn ^ 1U);
-    query_turn ^= 1U;
-    if (chunk < kDim / 8) gather_queries<S, kGroups>(a, q, work.tile, memory + query_place, chunk, row, kDim);
-    arrive_after_copies(barriers.queries_full());
-    if (thread == 0)
-      for (int first = 0; first < count; first += S::kStageKeys) {
-        const int key = next;
-        if (first + S::kStageKeys < count) next = keys[first + S::kStageKeys];
-        const unsigned full = barriers.full(ring.stage);
-        const unsigned to = memory + S::kQueryBytes + ring.stage * S::kStageBytes;
-        wait_barrier(barriers.empty(ring.stage), ring.turn ^ 1U);
-        arrive_expecting(full, S::kStageBytes);
+    const auto fetch = [&](const CUtensorMap* map, unsigned place, int key, unsigned full, unsigned empty) {
+      wait_barrier(empty, ring.turn ^ 1U);
+      arrive_expecting(full, S::kValues);
 #pragma unroll
-        for (int panel = 0; panel < S::kPanels; ++panel) {
-          copy_box(to + panel * S::kKeyPanel, k, panel * 64, key, work.index, full);
-          copy_box(to + S::kValues + panel * S::kKeyPanel, v, panel * 64, key, work.index, full);
-        }
-        ring.advance();
-      }
+      for (int panel = 0; panel < S::kPanels; ++panel)
+        copy_box(place + panel * S::kKeyPanel, map, panel * 64, key, work.index, full);
+    };
+    const auto fetch_stage = [&](int first) {
+      const int key = next;
+      if (first + S::kStageKeys < count) next = keys[first + S::kStageKeys];
+      const unsigned to = memory + S::kQueryBytes + ring.stage * S::kStageBytes;
+      fetch(k, to, key, barriers.keys_full(ring.stage), barriers.keys_empty(ring.stage));
+      fetch(v, to + S::kValues, key, barriers.values_full(ring.stage), barriers.values_empty(ring.stage));
+      ring.advance();
+    };
+    if (thread == 0 && count > 0) fetch_stage(0);
+    __syncwarp();
+    queries.fetch(a, work, copies);
+    if (thread == 0)
+      for (int first = S::kStageKeys; first < count; first += S::kStageKeys) fetch_stage(first);
     __syncwarp();  // lanes that wait for the next queries would keep the one that fetches from going on
   }
   commit_copies();
@@ -227,31 +262,13 @@ __device__ inline void fetch_boxes(const ListAttention& a, const CUtensorMap* k,
 }
 
 template <typename S, int kSteps>
-__device__ inline void begin_logits(float (&s)[S::kStageKeys / 8][4], const unsigned (&q)[kSteps][4], unsigned k) {
-  begin_products();
-#pragma unroll
-  for (int d = 0; d < kSteps; ++d)
-    multiply_held<S::kStageKeys, 0>(s, q[d], matrix_of(k + d / 4 * S::kKeyPanel + d % 4 * 32), d > 0 ? 1 : 0);
-  commit_products();
-}
-template <typename S, int kSteps>
 __device__ inline void begin_logits(float (&s)[S::kStageKeys / 8][4], unsigned q, unsigned k) {
   begin_products();
 #pragma unroll
   for (int d = 0; d < kSteps; ++d)
-    multiply<S::kStageKeys>(s, matrix_of(q + d / 4 * S::kQueryPanel + d % 4 * 32),
-                            matrix_of(k + d / 4 * S::kKeyPanel + d % 4 * 32), d > 0 ? 1 : 0);
+    multiply<S::kStageKeys>(s, further(matrix_of(q), d / 4 * S::kQueryPanel + d % 4 * 32),
+                            further(matrix_of(k), d / 4 * S::kKeyPanel + d % 4 * 32), d > 0 ? 1 : 0);
   commit_products();
-}
-
-/// A warp's rows of the queries, as the first matrix of products.
-template <typename S, int kSteps>
-__device__ inline void load_queries(unsigned (&q)[kSteps][4], unsigned tile) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane % 16;
-#pragma unroll
-  for (int d = 0; d < kSteps; ++d)
-    load_matrices(q[d], tile + row * 128 + d / 4 * S::kQueryPanel + (((d % 4 * 2 + lane / 16) ^ (row % 8)) * 16));
 }
 
 /// Of the first kProducts x 16 keys of the stage.
@@ -260,94 +277,160 @@ __device__ inline void begin_values(float (&out)[kDim / 8][4], const unsigned (&
   begin_products();
 #pragma unroll
   for (int n = 0; n < kProducts; ++n)
-    multiply_held<kDim, 1>(out, p[n], turned_matrix_of(v + n * 2048, S::kKeyPanel), 1);
+    multiply_held<kDim, 1>(out, p[n], further(turned_matrix_of(v, S::kKeyPanel), n * 2048), 1);
   commit_products();
 }
 
-template <int kDim, int kGroups, bool kLogits>
-__device__ inline void attend(const ListAttention& a, unsigned memory, Barriers barriers) {
+/// What a warpgroup has of a tile. kBoxes: the copy engine fetches keys and values, each with a barrier of its own.
+template <int kDim, int kGroups, bool kLogits, bool kBoxes>
+struct Attending {
   using S = Shape<kDim, kGroups>;
+  using Logits = float[S::kStageKeys / 8][4];
+  const ListAttention& a;
+  const Barriers barriers;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const Turns<kGroups> turns;
-  Ring<S::kStages> ring;
-  unsigned query_turn = 0;
-  for (Work work(a); !work.done(); work.advance()) {
-    const TileRows& tile = work.tile;
-    const unsigned queries = memory + warp / 4 * S::kTileBytes;
-    unsigned q[kHolds<kGroups> ? kDim / 16 : 1][4];
-    wait_barrier(barriers.queries_full(), query_turn);
-    query_turn ^= 1U;
-    if constexpr (kHolds<kGroups>) {
-      load_queries<S>(q, queries);
-      __syncwarp();
-      if (lane == 0) arrive(barriers.queries_empty());
-    }
+  const unsigned memory, queries;
+  int item = static_cast<int>(blockIdx.x);
+  int count = 0;      // of the keys of its list
+  unsigned turn = 0;  // of items
+  Ring<S::kStages> keys, values;
+  Running<kDim> running;
+  unsigned p[S::kStageKeys / 16][4];
+  float shrink[2];
+  int logit_rows[2] = {-1, -1};
+  std::int64_t first_place = 0;  // of logits
 
-    Running<kDim> running;
-    float s[S::kStageKeys / 8][4];
-    unsigned p[S::kStageKeys / 16][4];
-    float shrink[2];
-    const float scale = a.scale * kLog2E;
-    int logit_rows[2] = {-1, -1};
-    if constexpr (kLogits)
-      for (int half = 0; half < 2; ++half)
-        if (const int row = warp * 16 + lane / 4 + 8 * half; row < tile.queries)
-          logit_rows[half] = work.index * a.logits.queries + tile.first_query + row;
-    const auto begin_stage = [&] {
-      wait_barrier(barriers.full(ring.stage), ring.turn);
-      show_to_products();
-      turns.wait();
-      const unsigned k = memory + S::kQueryBytes + ring.stage * S::kStageBytes;
-      if constexpr (kHolds<kGroups>)
-        begin_logits<S>(s, q, k);
-      else
-        begin_logits<S, kDim / 16>(s, queries, k);
-    };
-    const int count = work.range.keys;
-    if (count > 0) {
-      begin_stage();
-      wait_products<0>();
-      turns.pass();
-      settle(s);
-      if constexpr (kLogits) write_logits(a, s, logit_rows, work.range.first, count);
-      weigh(running, s, scale, count, shrink);
-      pack_weights(p, s);
-    }
-    // While the tensor cores add the values of one stage, the logits of the next become weights.
-    for (int left = count; left > 0; left -= S::kStageKeys) {
-      const int here = ring.stage;
-      const unsigned v = memory + S::kQueryBytes + here * S::kStageBytes + S::kValues;
-      ring.advance();
-      if (left > S::kStageKeys) {
-        begin_stage();
-        begin_values<S, kDim, S::kStageKeys / 16>(running.out, p, v);
-        wait_products<1>();
-        turns.pass();
-        settle(s);
-        if constexpr (kLogits)
-          write_logits(a, s, logit_rows, work.range.first + (count - left) + S::kStageKeys, left - S::kStageKeys);
-        weigh(running, s, scale, left - S::kStageKeys, shrink);
-        wait_products<0>();
-        settle(running.out);
-        settle(p);
-        if (__any_sync(0xffffffffU, shrink[0] != 1.0F || shrink[1] != 1.0F)) rescale<kDim>(running, shrink);
-        pack_weights(p, s);
-      } else {
-        if (left > 64)
-          begin_values<S, kDim, S::kStageKeys / 16>(running.out, p, v);
-        else  // the other half of the stage was not filled
-          begin_values<S, kDim, 4>(running.out, p, v);
-        wait_products<0>();
-        settle(running.out);
+  __device__ Attending(const ListAttention& args, unsigned all, Barriers b)
+      : a(args), barriers(b), memory(all + S::kQueryBytes), queries(all + warpgroup() * S::kTileBytes) {}
+
+  __device__ bool done() const { return item >= a.batch * a.heads * a.tile_count; }
+  __device__ void start() {
+    wait_barrier(barriers.queries_full(), turn);
+    show_to_products();
+    const KeyRange range = described<KeyRange>(16);
+    count = range.keys;
+    running = {};
+    if constexpr (kLogits) {
+      const TileRows tile = described<TileRows>(0);
+      first_place = range.first;
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp * 16 + lane / 4 + 8 * half;
+        logit_rows[half] = row < tile.queries ? item / a.tile_count * a.logits.queries + tile.first_query + row : -1;
       }
-      if (lane == 0) arrive(barriers.empty(here));
     }
-    if constexpr (!kHolds<kGroups>) {
-      __syncwarp();
-      if (lane == 0) arrive(barriers.queries_empty());
+    if (count == 0 && lane == 0) arrive(barriers.queries_empty());
+  }
+  __device__ void end() {
+    write_tile<kDim>(a, running, item / a.tile_count, described<TileRows>(0), warp * 16);
+    turn ^= 1U;
+    item += static_cast<int>(gridDim.x);
+  }
+  __device__ void wait_for_keys() const {
+    wait_barrier(barriers.keys_full(keys.stage), keys.turn);
+    if constexpr (!kBoxes && !kGathererShows<kGroups>) show_to_products();  // gathered values too
+  }
+  __device__ void begin_logits(Logits& s) {
+    sparvar::cuda::begin_logits<S, kDim / 16>(s, queries, memory + keys.stage * S::kStageBytes);
+  }
+  /// After the products have been waited for.
+  __device__ void end_logits(Logits& s, bool last) {
+    settle(s);
+    if (lane == 0) {
+      arrive(barriers.keys_empty(keys.stage));
+      if (last) arrive(barriers.queries_empty());
     }
-    write_tile<kDim>(a, running, work.index, tile, warp * 16);
+    keys.advance();
+  }
+  /// kLast: a stage that may not be full. Without branches: the compiler waits for all products before one.
+  template <bool kLast>
+  __device__ void weigh(Logits& s, int left) {
+    if constexpr (kLogits) write_logits(a, s, logit_rows, first_place + (count - left), left);
+    if constexpr (kLast) drop_missing(s, left);
+    sparvar::cuda::weigh(running, s, a.scale * kLog2E, shrink);
+    hold(running.sum[0] + running.sum[1]);
+  }
+  __device__ void rescale_and_pack(const Logits& s) {
+    if (__any_sync(0xffffffffU, shrink[0] != 1.0F || shrink[1] != 1.0F)) rescale<kDim>(running, shrink);
+    pack_weights(p, s);
+  }
+  __device__ void begin_values(int left) {
+    if constexpr (kBoxes) wait_barrier(barriers.values_full(values.stage), values.turn);
+    const unsigned v = memory + values.stage * S::kStageBytes + S::kValues;
+    if (left > 64)
+      sparvar::cuda::begin_values<S, kDim, S::kStageKeys / 16>(running.out, p, v);
+    else  // the other half of a stage was not filled
+      sparvar::cuda::begin_values<S, kDim, 4>(running.out, p, v);
+  }
+  __device__ void end_values() {
+    settle(running.out);
+    settle(p);
+    if (lane == 0) arrive(barriers.values_empty(values.stage));
+    values.advance();
+  }
+
+ private:
+  /// Weights are made here, and not behind a wait for products that run meanwhile: the compiler keeps a write to memory
+  /// in its place, also this one, which never happens.
+  __device__ void hold(float sum) const {
+    asm volatile(
+        "{\n.reg .pred never;\nsetp.lt.f32 never, %0, 0f00000000;\n@never st.shared.f32 [%1], %0;\n}" ::"f"(sum),
+        "r"(barriers.first)
+        : "memory");
+  }
+  template <typename T>
+  __device__ T described(unsigned offset) const {
+    static_assert(sizeof(T) == sizeof(int4));
+    int4 x;
+    asm volatile("ld.shared.v4.s32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(barriers.description(turn) + offset));
+    T out;
+    memcpy(&out, &x, sizeof out);
+    return out;
+  }
+};
+
+/// The tensor cores add the values of one stage while the logits of the next become weights. Three warpgroups have them
+/// in turn; two do not gain by that.
+template <int kDim, int kGroups, bool kLogits, bool kBoxes>
+__device__ inline void attend(const ListAttention& args, unsigned memory, Barriers barriers) {
+  using S = Shape<kDim, kGroups>;
+  Attending<kDim, kGroups, kLogits, kBoxes> a(args, memory, barriers);
+  const Turns<kGroups == 3 ? kGroups : 1> turns;
+  for (; !a.done(); a.end()) {
+    a.start();
+    float s[S::kStageKeys / 8][4];
+    int left = a.count;
+    const auto step = [&](auto last) {
+      a.wait_for_keys();
+      turns.wait();
+      a.begin_logits(s);
+      a.begin_values(S::kStageKeys);
+      turns.pass();
+      wait_products<1>();
+      left -= S::kStageKeys;
+      a.end_logits(s, last);
+      a.template weigh<last>(s, left);
+      wait_products<0>();
+      a.end_values();
+      a.rescale_and_pack(s);
+    };
+    if (left > 0) {
+      a.wait_for_keys();
+      turns.wait();
+      a.begin_logits(s);
+      turns.pass();
+      wait_products<0>();
+      a.end_logits(s, left <= S::kStageKeys);
+      a.template weigh<true>(s, left);
+      pack_weights(a.p, s);
+      while (left > 2 * S::kStageKeys) step(std::false_type{});
+      if (left > S::kStageKeys) step(std::true_type{});
+      a.begin_values(left);
+      wait_products<0>();
+      a.end_values();
+    }
   }
 }
 
@@ -365,8 +448,10 @@ __device__ inline void attend_lists(const ListAttention& a, const CUtensorMap* k
     init_barrier(barriers.queries_full(), 128);
     init_barrier(barriers.queries_empty(), 4 * kGroups);
     for (int i = 0; i < S::kStages; ++i) {
-      init_barrier(barriers.full(i), kBoxes ? 1 : 128);
-      init_barrier(barriers.empty(i), 4 * kGroups);
+      for (const unsigned full : {barriers.keys_full(i), barriers.values_full(i)}) {
+        init_barrier(full, kBoxes ? 1 : 128);
+        init_barrier(full + 8, 4 * kGroups);
+      }
     }
     publish_barriers();
   }
@@ -380,7 +465,7 @@ __device__ inline void attend_lists(const ListAttention& a, const CUtensorMap* k
       gather<kDim, kGroups>(a, memory, barriers);
   } else {
     take_registers<kMultiplierRegisters<kGroups>>();
-    attend<kDim, kGroups, kLogits>(a, memory, barriers);
+    attend<kDim, kGroups, kLogits, kBoxes>(a, memory, barriers);
   }
 #endif
 }

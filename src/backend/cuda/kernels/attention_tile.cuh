@@ -84,24 +84,32 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 
+/// Logits of keys that are not there, from `keys_left` on, become no weight.
+template <int kBlocks>
+__device__ inline void drop_missing(float (&s)[kBlocks][4], int keys_left) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int n = 0; n < kBlocks; ++n)
+    for (int j = 0; j < 4; ++j) s[n][j] = n * 8 + lane % 4 * 2 + j % 2 < keys_left ? s[n][j] : -INFINITY;
+}
+
 /// Logits become weights; `shrink` brings what was summed so far to the new maximum.
 template <int kDim, int kBlocks>
-__device__ inline void weigh(Running<kDim>& r, float (&s)[kBlocks][4], float scale, int keys_left, float (&shrink)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (keys_left < kBlocks * 8)
-#pragma unroll
-    for (int n = 0; n < kBlocks; ++n)
-      for (int j = 0; j < 4; ++j)
-        if (n * 8 + lane % 4 * 2 + j % 2 >= keys_left) s[n][j] = -INFINITY;
+__device__ inline void weigh(Running<kDim>& r, float (&s)[kBlocks][4], float scale, float (&shrink)[2]) {
+  constexpr int kParts = 4;  // of a row, whose maxima need not wait for each other
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float top = -INFINITY;
+    float top[kParts];
 #pragma unroll
-    for (int n = 0; n < kBlocks; ++n) top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, 2));
+    for (int n = 0; n < kBlocks; ++n) {
+      const float of_two = fmaxf(s[n][2 * half], s[n][2 * half + 1]);
+      top[n % kParts] = n < kParts ? of_two : fmaxf(top[n % kParts], of_two);
+    }
+    float largest = fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, 2)) * scale;
     // What was summed keeps its scale until weights would pass 2^8: most stages then leave it alone.
-    const float largest = top * scale > r.largest[half] + kSlack ? top * scale : r.largest[half];
+    if (!(largest > r.largest[half] + kSlack)) largest = r.largest[half];
     shrink[half] = power_of_two(r.largest[half] - largest);
     r.largest[half] = largest;
     float sum = 0;
@@ -125,7 +133,8 @@ __device__ inline void rescale(Running<kDim>& r, const float (&shrink)[2]) {
 template <int kDim>
 __device__ inline void renormalise(Running<kDim>& r, float (&s)[kKeys / 8][4], float scale, int keys_left) {
   float shrink[2];
-  weigh(r, s, scale, keys_left, shrink);
+  if (keys_left < kKeys) drop_missing(s, keys_left);
+  weigh(r, s, scale, shrink);
   rescale<kDim>(r, shrink);
 }
 

@@ -34,6 +34,9 @@ __device__ inline void wait_barrier(unsigned barrier, unsigned parity) {
       : "memory");
 }
 
+/// Of this thread, so that the compiler sees that all of a warp have the same.
+__device__ inline unsigned warpgroup() { return __shfl_sync(0xffffffffU, threadIdx.x / 128, 0); }
+
 /// What threads wrote to shared memory, and a barrier has shown, is seen by the products issued after this.
 __device__ inline void show_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -7,8 +7,10 @@
 namespace sparvar::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kBins = 2048;
+constexpr int kThreads = 256;
+constexpr int kBinBits = 11;
+constexpr int kBins = 1 << kBinBits;
+constexpr int kFew = 64;                  // of which a warp finds any
 constexpr unsigned kTaken = 0xffffffffU;  // of a value that was chosen already; no number is ordered as high
 
 /// Sum of the values of all threads before this one, of kOfBlock; `total` of all. All threads call it.
@@ -41,21 +43,34 @@ struct Threshold {
   unsigned ties;  // how many of its equals belong to the wanted
 };
 
-__device__ inline Threshold threshold_of(const unsigned* values, int keys, unsigned wanted) {
+/// Of at most kFew values; one warp calls it.
+__device__ inline Threshold threshold_of_few(const unsigned* few, unsigned count, unsigned wanted) {
+  const unsigned lane = threadIdx.x % 32;
+  for (unsigned own = lane; own < count; own += 32) {
+    unsigned larger = 0, equal = 0;
+    for (unsigned i = 0; i < count; ++i) {
+      larger += few[i] > few[own] ? 1 : 0;
+      equal += few[i] == few[own] ? 1 : 0;
+    }
+    if (larger < wanted && wanted <= larger + equal) return {few[own], wanted - larger};
+  }
+  return {0, 0};
+}
+
+/// Values lie in [low, high] or are taken. Bins of equal width narrow that down, until few are left or all are equal.
+/// All threads call it.
+__device__ inline Threshold threshold_of(const unsigned* values, int keys, unsigned wanted, unsigned low,
+                                         unsigned high) {
   __shared__ unsigned bins[kBins];
-  __shared__ unsigned found[2];
-  constexpr int kShifts[] = {21, 10, 0};
-  constexpr unsigned kMasks[] = {0, 0xffe00000U, 0xfffffc00U};
-  unsigned prefix = 0;
-#pragma unroll
-  for (int digit = 0; digit < 3; ++digit) {
+  __shared__ unsigned few[kFew];
+  __shared__ unsigned found[3];
+  while (low != high) {
+    const int shift = max(32 - __clz(static_cast<int>(low ^ high)) - kBinBits, 0);
+    const unsigned base = low >> shift;
     for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kThreads) bins[i] = 0;
     __syncthreads();
-    const unsigned digits = digit < 2 ? 2047U : 1023U;
-    for (int i = static_cast<int>(threadIdx.x); i < keys; i += kThreads) {
-      const unsigned v = values[i];
-      if (v != kTaken && (v & kMasks[digit]) == prefix) atomicAdd(&bins[v >> kShifts[digit] & digits], 1U);
-    }
+    for (int i = static_cast<int>(threadIdx.x); i < keys; i += kThreads)
+      if (const unsigned v = values[i]; v >= low && v <= high) atomicAdd(&bins[(v >> shift) - base], 1U);
     __syncthreads();
     // Bins from the largest down, as many to each thread.
     const int top = kBins - 1 - static_cast<int>(threadIdx.x) * (kBins / kThreads);
@@ -66,15 +81,33 @@ __device__ inline Threshold threshold_of(const unsigned* values, int keys, unsig
     if (above < wanted && wanted <= above + sum) {
       int bin = top;
       while (above + bins[bin] < wanted) above += bins[bin--];
-      found[0] = static_cast<unsigned>(bin);
+      found[0] = base + static_cast<unsigned>(bin);
       found[1] = wanted - above;
+      found[2] = 0;
     }
     __syncthreads();
-    prefix |= found[0] << kShifts[digit];
+    const unsigned bin = found[0];
+    const unsigned members = bins[bin - base];
     wanted = found[1];
+    low = max(low, bin << shift);
+    high = min(high, (bin << shift) + ((1U << shift) - 1));
     __syncthreads();
+    if (low == high || members > kFew) continue;
+    for (int i = static_cast<int>(threadIdx.x); i < keys; i += kThreads)
+      if (const unsigned v = values[i]; v >= low && v <= high) few[atomicAdd(&found[2], 1U)] = v;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+      const Threshold own = threshold_of_few(few, members, wanted);
+      const unsigned lanes = __ballot_sync(0xffffffffU, own.ties > 0);
+      if (static_cast<int>(threadIdx.x) == __ffs(static_cast<int>(lanes)) - 1)
+        found[0] = own.value, found[1] = own.ties;
+    }
+    __syncthreads();
+    const Threshold out = {found[0], found[1]};
+    __syncthreads();
+    return out;
   }
-  return {prefix, wanted};
+  return {low, wanted};
 }
 
 __host__ __device__ inline int words_of(int keys) { return (keys + 31) / 32; }
@@ -92,15 +125,33 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_earlier();
   sums += std::int64_t{blockIdx.x} * keys;
   choice += std::int64_t{blockIdx.x} * counts.total;
-#pragma unroll 8
-  for (int i = static_cast<int>(threadIdx.x); i < keys; i += kThreads) values[i] = ordered(sums[i]);
+  __shared__ unsigned low, high;
+  if (threadIdx.x == 0) low = kTaken, high = 0;
   __syncthreads();
+  unsigned own_low = kTaken, own_high = 0;
+#pragma unroll 8
+  for (int i = static_cast<int>(threadIdx.x); i < keys; i += kThreads) {
+    const unsigned v = ordered(sums[i]);
+    values[i] = v;
+    own_low = min(own_low, v);
+    own_high = max(own_high, v);
+  }
+  own_low = __reduce_min_sync(0xffffffffU, own_low);
+  own_high = __reduce_max_sync(0xffffffffU, own_high);
+  if (threadIdx.x % 32 == 0) {
+    atomicMin(&low, own_low);
+    atomicMax(&high, own_high);
+  }
+  __syncthreads();
+  unsigned most = high;  // of the values that are left
   // A thread's own part; of an odd number of words, so that threads do not meet in a bank.
   const int each = (keys + kThreads - 1) / kThreads | 1;
   const int begin = min(static_cast<int>(threadIdx.x) * each, keys);
   const int end = min(begin + each, keys);
   for (int c = 0; c < counts.count; ++c) {
-    const Threshold threshold = threshold_of(values, keys, static_cast<unsigned>(counts.of[c]));
+    if (counts.of[c] == 0) continue;
+    const Threshold threshold = threshold_of(values, keys, static_cast<unsigned>(counts.of[c]), low, most);
+    most = threshold.value;
     unsigned larger = 0, equal = 0;
     for (int i = begin; i < end; ++i) {
       larger += values[i] != kTaken && values[i] > threshold.value ? 1 : 0;

@@ -21,6 +21,8 @@ __device__ inline std::uint64_t turned_matrix_of(unsigned address, unsigned pane
   constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
   return kSwizzle128 | kEightDepths | (std::uint64_t{panel_bytes >> 4} << 16) | ((address & 0x3ffffU) >> 4);
 }
+/// The matrix some bytes, a multiple of 16, further on.
+__device__ inline std::uint64_t further(std::uint64_t matrix, unsigned bytes) { return matrix + (bytes >> 4); }
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kPending>
@@ -72,13 +74,15 @@ __device__ inline void settle(T (&x)[kRows][kColumns]) {
 /// column 8 i + lane % 4 * 2 + j % 2.
 template <int kN>
 __device__ inline void multiply(float (&d)[kN / 8][4], std::uint64_t a, std::uint64_t b, int add) {
-  static_assert(kN == 8 || kN == 32 || kN == 64);
+  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 128);
   if constexpr (kN == 8)
     SPARVAR_MULTIPLY(8, "k16.f32.bf16.bf16", 4, 4, 5, 6, ", 0, 0");
   else if constexpr (kN == 32)
     SPARVAR_MULTIPLY(32, "k16.f32.bf16.bf16", 16, 16, 17, 18, ", 0, 0");
   else if constexpr (kN == 64)
     SPARVAR_MULTIPLY(64, "k16.f32.bf16.bf16", 32, 32, 33, 34, ", 0, 0");
+  else if constexpr (kN == 128)
+    SPARVAR_MULTIPLY(128, "k16.f32.bf16.bf16", 64, 64, 65, 66, ", 0, 0");
 }
 
 /// The same on e4m3 numbers, with 32 of the depth where bf16 has 16: both are 32 bytes of a row. Sums keep fewer bits
