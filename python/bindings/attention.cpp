@@ -77,7 +77,6 @@ struct Call {
   int layer = 0;
   int scale = 0;
   float logit_scale = 1;
-  std::uintptr_t stream = 0;     // of CUDA
   std::shared_ptr<Lists> lists;  // instead of the plan
 };
 
@@ -87,6 +86,13 @@ struct Split {
   std::int64_t first = 0;     // row of the caches
   std::uintptr_t stream = 0;  // of CUDA
 };
+
+/// Where the arrays of a call lie; 0: there is none.
+struct Places {
+  std::uintptr_t q = 0, k = 0, v = 0, out = 0, choice = 0, residual = 0, memory = 0;
+};
+
+class PreparedCall;
 
 /// A plan on one device. Arrays are packed, k and v may be the first rows of a larger cache. One call at a time: others
 /// wait.
@@ -128,15 +134,10 @@ class PlanKernel {
                           residual);
   }
 
-  /// Bytes of working memory of a call with such arrays; 0 on the CPU.
-  std::int64_t working_bytes(const Call& call, const In& q, const In& k, const In& v, const Out& out, bool words,
-                             const std::optional<In>& choice, const std::optional<In>& residual) {
-    AttentionArgs args = args_of(call, q, k, v, out, words);
-    CarriedKeys carried = carried_of(choice, residual);
-    const nb::gil_scoped_release released;
-    const std::lock_guard lock(mutex_);
-    return backend_->working_bytes([&] { attend(call, args, carried); });
-  }
+  /// Checks what later calls have in common. The kernel must outlive it.
+  PreparedCall prepare(const Call& call, const In& q, const In& k, const In& v, const Out& out,
+                       const std::optional<In>& choice, const std::optional<In>& residual);
+  void run_prepared(const PreparedCall& prepared, std::uintptr_t stream, const Places& at);
 
   /// Backend::split_qkv: qkv (batch, tokens, 3 heads, channels), float32 on the CPU; q (batch, heads, tokens, channels)
   /// and rows [first, first + tokens) of k and v (batch, heads, capacity, channels) are written. head_scale: float32
@@ -178,16 +179,14 @@ class PlanKernel {
                      [&] { backend_->split_qkv(product, args, q, k, v); });
   }
 
-  /// Fills out. At a cs4a rule's decision scale choice and residual are written, above it they are read.
+  /// Fills out, on the CPU. At a cs4a rule's decision scale choice and residual are written, above it they are read.
   void run(const Call& call, const In& q, const In& k, const In& v, const Out& out, bool words,
-           const std::optional<In>& choice, const std::optional<In>& residual, std::uintptr_t memory,
-           std::int64_t bytes) {
+           const std::optional<In>& choice, const std::optional<In>& residual) {
     AttentionArgs args = args_of(call, q, k, v, out, words);
     CarriedKeys carried = carried_of(choice, residual);
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    backend_->run_on(reinterpret_cast<void*>(call.stream), reinterpret_cast<void*>(memory), bytes,
-                     [&] { attend(call, args, carried); });
+    backend_->run_on(nullptr, nullptr, 0, [&] { attend(call, args, carried); });
   }
 
  private:
@@ -323,6 +322,70 @@ class PlanKernel {
   std::map<std::shared_ptr<Lists>, AttentionListsPtr> prepared_;
 };
 
+/// A call whose arrays were checked: others of these shapes and strides differ in where they lie alone.
+class PreparedCall {
+ public:
+  PreparedCall(PlanKernel& kernel, Call call, AttentionArgs args, CarriedKeys carried, std::int64_t bytes)
+      : kernel_(&kernel), call_(std::move(call)), args_(std::move(args)), carried_(std::move(carried)), bytes_(bytes) {}
+
+  /// Of working memory; 0 on the CPU.
+  std::int64_t bytes() const { return bytes_; }
+  const Call& call() const { return call_; }
+  void run(std::uintptr_t stream, std::uintptr_t q, std::uintptr_t k, std::uintptr_t v, std::uintptr_t out,
+           std::uintptr_t choice, std::uintptr_t residual, std::uintptr_t memory) const {
+    kernel_->run_prepared(
+        *this, stream, {.q = q, .k = k, .v = v, .out = out, .choice = choice, .residual = residual, .memory = memory});
+  }
+
+  AttentionArgs args(const Places& at) const {
+    AttentionArgs out = args_;
+    out.q = moved("q", args_.q, at.q);
+    out.k = moved("k", args_.k, at.k);
+    out.v = moved("v", args_.v, at.v);
+    out.out = moved("out", args_.out, at.out);
+    return out;
+  }
+  CarriedKeys carried(const Places& at) const {
+    return {.choice = moved("choice", carried_.choice, at.choice),
+            .residual = moved("residual", carried_.residual, at.residual)};
+  }
+
+ private:
+  static Tensor moved(const char* name, const Tensor& like, std::uintptr_t to) {
+    if (!like.defined()) return {};
+    constexpr std::uintptr_t kGpuAlignment = 16;
+    if (like.place() == Place::device && to % kGpuAlignment != 0)
+      throw Error(ErrorKind::usage,
+                  fmt::format("attention: {} must begin at a multiple of 16 bytes on a GPU; make a copy of it", name));
+    return {reinterpret_cast<void*>(to), like.dtype(), like.shape(), nullptr, like.place()};
+  }
+
+  PlanKernel* kernel_;
+  Call call_;
+  AttentionArgs args_;
+  CarriedKeys carried_;
+  std::int64_t bytes_;
+};
+
+PreparedCall PlanKernel::prepare(const Call& call, const In& q, const In& k, const In& v, const Out& out,
+                                 const std::optional<In>& choice, const std::optional<In>& residual) {
+  AttentionArgs args = args_of(call, q, k, v, out, false);
+  CarriedKeys carried = carried_of(choice, residual);
+  const nb::gil_scoped_release released;
+  const std::lock_guard lock(mutex_);
+  const std::int64_t bytes = backend_->working_bytes([&] { attend(call, args, carried); });
+  return {*this, call, std::move(args), std::move(carried), bytes};
+}
+
+void PlanKernel::run_prepared(const PreparedCall& prepared, std::uintptr_t stream, const Places& at) {
+  const AttentionArgs args = prepared.args(at);
+  CarriedKeys carried = prepared.carried(at);
+  const nb::gil_scoped_release released;
+  const std::lock_guard lock(mutex_);
+  backend_->run_on(reinterpret_cast<void*>(stream), reinterpret_cast<void*>(at.memory), prepared.bytes(),
+                   [&] { attend(prepared.call(), args, carried); });
+}
+
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -334,14 +397,18 @@ void bind_attention(nb::module_& m) {
           nb::arg("lists"), nb::arg("batch"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("bf16"), nb::arg("scale"),
           nb::arg("threads"))
       .def("run", &ListKernel::run, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("words"));
-  nb::class_<Call>(m, "Call", "Which attention: layer, scale, factor of the logits, CUDA stream.")
+  nb::class_<Call>(m, "Call", "Which attention: layer, scale, factor of the logits.")
       .def(
           "__init__",
-          [](Call* self, int layer, int scale, float logit_scale, std::uintptr_t stream, std::shared_ptr<Lists> lists) {
-            new (self) Call{layer, scale, logit_scale, stream, std::move(lists)};
+          [](Call* self, int layer, int scale, float logit_scale, std::shared_ptr<Lists> lists) {
+            new (self) Call{layer, scale, logit_scale, std::move(lists)};
           },
-          nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"), nb::arg("stream") = 0,
-          nb::arg("lists").none() = nb::none());
+          nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"), nb::arg("lists").none() = nb::none());
+  nb::class_<PreparedCall>(m, "PreparedCall", "A call whose arrays were checked; they may lie elsewhere.")
+      .def_prop_ro("bytes", &PreparedCall::bytes, "Of working memory; 0 on the CPU.")
+      .def("run", &PreparedCall::run, "Addresses; 0: there is none. On a GPU on the stream.", nb::arg("stream"),
+           nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("choice"), nb::arg("residual"),
+           nb::arg("memory"));
   nb::class_<Split>(m, "Split", "How q, k and v are made of a qkv product.")
       .def(
           "__init__",
@@ -358,13 +425,12 @@ void bind_attention(nb::module_& m) {
           nb::arg("plan"), nb::arg("schedule"), nb::arg("device"), nb::arg("bf16"))
       .def("carried_shapes", &PlanKernel::carried_shapes, nb::arg("layer"), nb::arg("scale"), nb::arg("batch"),
            nb::arg("heads"), nb::arg("head_dim"))
-      .def("working_bytes", &PlanKernel::working_bytes, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
-           nb::arg("out"), nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none())
+      .def("prepare", &PlanKernel::prepare, nb::keep_alive<0, 1>(), nb::arg("call"), nb::arg("q"), nb::arg("k"),
+           nb::arg("v"), nb::arg("out"), nb::arg("choice").none(), nb::arg("residual").none())
       .def("split", &PlanKernel::split, nb::arg("how"), nb::arg("qkv"), nb::arg("q"), nb::arg("k_cache"),
            nb::arg("v_cache"), nb::arg("head_scale").none(), nb::arg("rope").none())
       .def("run", &PlanKernel::run, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
-           nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none(), nb::arg("memory") = 0,
-           nb::arg("bytes") = 0);
+           nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none());
 }
 
 }  // namespace sparvar::python

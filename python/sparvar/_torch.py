@@ -31,6 +31,7 @@ _TAGS = (
 )
 
 library = torch.library.Library("sparvar", "DEF")
+_OPS = torch.ops.sparvar
 library.define(f"attend({_ARGS}, {_WHICH}) -> Tensor", tags=_TAGS)
 library.define(f"attend_choosing({_ARGS}, {_WHICH}) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
 library.define(f"attend_following({_ARGS}, Tensor choice, Tensor residual, {_WHICH}) -> Tensor", tags=_TAGS)
@@ -69,13 +70,13 @@ def attention(
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
     which = (plan.key, layer, scale_index, scale, threads)
     if step in ("lists", "probe"):
-        return cast("Tensor", torch.ops.sparvar.attend(q, k, v, *which))
+        return cast("Tensor", _OPS.attend.default(q, k, v, *which))
     carrying = cast("AttentionState", state)
     if step == "choose":
-        out, choice, residual = torch.ops.sparvar.attend_choosing(q, k, v, *which)
+        out, choice, residual = _OPS.attend_choosing.default(q, k, v, *which)
         carrying.layers[layer] = (choice, residual)
         return cast("Tensor", out)
-    return cast("Tensor", torch.ops.sparvar.attend_following(q, k, v, *carrying.of(layer), *which))
+    return cast("Tensor", _OPS.attend_following.default(q, k, v, *carrying.of(layer), *which))
 
 
 def _require_keys(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale_index: int) -> None:
@@ -105,18 +106,68 @@ def _empty_out(q: Tensor) -> Tensor:
     return q.new_empty((batch, queries, heads, channels)).transpose(1, 2)
 
 
+# ---- one call
+
+_prepared: dict[Any, _engine.PreparedCall] = {}
+_MOST_PREPARED = 4096
+
+
+def _prepare(
+    source: Source,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    which: tuple[int, int, float],
+    carried: tuple[Any, Any],
+) -> _engine.PreparedCall:
+    lists = source if isinstance(source, KeyLists) else None
+    plan = _no_rules if isinstance(source, KeyLists) else source
+    kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
+    arrays = [tensor.detach() for tensor in (q, k, v, out)]
+    call = _engine.Call(*which, None if lists is None else lists.handle)
+    return cast("_engine.PreparedCall", kernel.prepare(call, *arrays, *carried))
+
+
+def _run(
+    source: Source,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    which: tuple[int, int, float],
+    carried: tuple[Any, Any],
+) -> None:
+    """Arrays are checked once; calls whose arrays differ in where they lie alone cost no more than their addresses."""
+    choice, residual = carried
+    key: Any = (source.key, which, q.device, q.dtype, q.shape, q.stride(), k.dtype, k.shape, k.stride())
+    key += (v.dtype, v.shape, v.stride())
+    if choice is not None:
+        key += (choice.dtype, choice.shape, choice.stride(), residual.dtype, residual.shape, residual.stride())
+    call = _prepared.get(key)
+    if call is None:
+        if len(_prepared) >= _MOST_PREPARED:
+            _prepared.clear()
+        call = _prepared[key] = _prepare(source, q, k, v, out, which, carried)
+    stream = torch.cuda.current_stream().cuda_stream if q.is_cuda else 0
+    memory = q.new_empty(call.bytes, dtype=torch.uint8) if call.bytes else None
+    call.run(
+        stream,
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out.data_ptr(),
+        0 if choice is None else choice.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        0 if memory is None else memory.data_ptr(),
+    )
+
+
 # ---- the CPU
 
 
 def _cpu_kernel(plan: Plan, q: Tensor) -> Any:
     return plan_kernel(plan, "cpu", q.dtype == torch.bfloat16)
-
-
-def _run_cpu(
-    kernel: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, which: tuple[int, int, float], carried: tuple[Any, Any]
-) -> None:
-    arrays = [tensor.detach() for tensor in (q, k, v, out)]
-    kernel.run(_engine.Call(*which), *arrays, False, *carried)
 
 
 def _attend_cpu(
@@ -126,22 +177,22 @@ def _attend_cpu(
     if step_of(plan, layer, scale_index, None) == "lists":
         run_lists([tensor.detach() for tensor in (q, k, v, out)], plan, layer, scale_index, scale, False, threads)
     else:
-        _run_cpu(_cpu_kernel(cast("Plan", plan), q), q, k, v, out, (layer, scale_index, scale), (None, None))
+        _run(plan, q, k, v, out, (layer, scale_index, scale), (None, None))
     return out
 
 
 def _carried(q: Tensor, kernel: Any, layer: int, scale_index: int) -> tuple[Tensor, Tensor]:
     choice, residual = carried_shapes(kernel, layer, scale_index, tuple(q.shape))
     of = q.dtype if q.device.type == "cuda" else torch.float32
-    return q.new_zeros(choice, dtype=torch.int32), q.new_zeros(residual, dtype=of)
+    return q.new_empty(choice, dtype=torch.int32), q.new_empty(residual, dtype=of)
 
 
 def _choosing_cpu(
     q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = _cpu_kernel(_plan_of(key), q)
-    out, carried = _empty_out(q), _carried(q, kernel, layer, scale_index)
-    _run_cpu(kernel, q, k, v, out, (layer, scale_index, scale), carried)
+    plan, out = _plan_of(key), _empty_out(q)
+    carried = _carried(q, _cpu_kernel(plan, q), layer, scale_index)
+    _run(plan, q, k, v, out, (layer, scale_index, scale), carried)
     return out, *carried
 
 
@@ -158,13 +209,11 @@ def _following_cpu(
     threads: int,
 ) -> Tensor:
     out = _empty_out(q)
-    _run_cpu(_cpu_kernel(_plan_of(key), q), q, k, v, out, (layer, scale_index, scale), (choice, residual))
+    _run(_plan_of(key), q, k, v, out, (layer, scale_index, scale), (choice, residual))
     return out
 
 
 # ---- CUDA: the same on the current stream, with working memory of PyTorch's
-
-_working_bytes: dict[Any, int] = {}
 
 
 def _run_cuda(
@@ -176,21 +225,11 @@ def _run_cuda(
     which: tuple[int, int, float],
     carried: tuple[Any, Any],
 ) -> None:
-    layer, scale_index, scale = which
-    lists = source if isinstance(source, KeyLists) else None
-    plan = _no_rules if isinstance(source, KeyLists) else source
-    rule = source.rule_index(layer, scale_index) if isinstance(source, Plan) else -1
-    with torch.cuda.device(q.device):
-        kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
-        stream = torch.cuda.current_stream().cuda_stream
-        call = _engine.Call(layer, scale_index, scale, stream, None if lists is None else lists.handle)
-        arrays = [tensor.detach() for tensor in (q, k, v, out)]
-        key = (source.key, q.device, q.dtype, rule, scale_index, q.shape, k.stride())
-        if key not in _working_bytes:
-            _working_bytes[key] = kernel.working_bytes(call, *arrays, False, *carried)
-        size = _working_bytes[key]
-        memory = torch.empty(size, dtype=torch.uint8, device=q.device)
-        kernel.run(call, *arrays, False, *carried, memory.data_ptr(), size)
+    if q.device.index == torch.cuda.current_device():
+        _run(source, q, k, v, out, which, carried)
+    else:
+        with torch.cuda.device(q.device):
+            _run(source, q, k, v, out, which, carried)
 
 
 def _attend_cuda(

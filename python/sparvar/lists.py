@@ -136,9 +136,9 @@ class KeyLists:
             )
         if pointers[0] != 0 or pointers[-1] != len(columns) or np.any(np.diff(pointers) < 0):
             raise UsageError(f"bsr: indptr must ascend from 0 to the {len(columns)} indices")
-        if len(columns) and (columns.min() < 0 or columns.max() >= column_blocks):
+        if len(columns) and (np.min(columns) < 0 or np.max(columns) >= column_blocks):
             raise UsageError(
-                f"bsr: indices from {columns.min()} to {columns.max()}; there are {column_blocks} key blocks"
+                f"bsr: indices from {np.min(columns)} to {np.max(columns)}; there are {column_blocks} key blocks"
             )
         tiles, keys_of = [], []
         for i in range(row_blocks):

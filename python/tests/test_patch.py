@@ -218,8 +218,10 @@ def test_the_walk_without_a_scale_index():
     same(sparvar.patch(model, "dense").draw(texts(5), fused_norm=False), expected)
 
 
-def filled_with_nan(self, shape):
-    return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
+def filled_with_nan(self, shape, *, dtype=None):
+    """torch.Tensor.new_empty; with what no result may hang on."""
+    dtype, shape = dtype or self.dtype, (shape,) if isinstance(shape, int) else shape
+    return torch.full(shape, float("nan") if dtype.is_floating_point else 127, dtype=dtype, device=self.device)
 
 
 def test_what_lies_in_a_buffer_beyond_the_keys_does_not_count(monkeypatch):
