@@ -186,6 +186,10 @@ def call_rows(rows):
             us(r["graph_seconds"]), us(r["host_seconds"]), "" if r["bytes_beside"] is None else f"{r['bytes_beside'] / 2**20:.1f}")
 
 
+def said_of(addition_seconds):
+    return f"PyTorch's own addition of one number: {1e6 * addition_seconds:.1f} us a call, one after the other."
+
+
 def calls_from_pytorch(folder):
     if not (folder / "python-attention.json").exists():
         return
@@ -194,6 +198,8 @@ def calls_from_pytorch(folder):
     print(f"`bench/python_attention.py`: {report['geometry']}, B = {report['batch']}, bf16. Program: `sparvar bench attention` before and after PyTorch's calls, mean of both medians;")
     print("stream: calls one after the other; graph: the same in a CUDA graph; host: until a call returns to Python; beside: memory of a call above its tensors and its output.\n")
     call_rows(report["rows"])
+    if "addition_seconds" in report:
+        print(f"\n{said_of(report['addition_seconds'])}")
 
 
 def patched_rows(reports):

@@ -6,7 +6,8 @@ machine in one run.
 
 Rows: a plan at a scale of a geometry, batch 2, bf16. Program: `sparvar bench attention`, before and after PyTorch's
 calls, the mean of both medians. On a GPU a call is the time on the stream: of calls one after the other, and of the same
-calls in a CUDA graph, where Python takes no part. host: until such a call returns to Python, nothing waited for. Memory:
+calls in a CUDA graph, where Python takes no part. host: until such a call returns to Python, nothing waited for. What a
+call costs PyTorch on that machine is said by an addition of one number: no stream of calls goes faster. Memory:
 the most that PyTorch's allocator holds in a call above its tensors and its output: the engine's working memory.
 """
 
@@ -21,7 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from gpu_tables import call_rows
+from gpu_tables import call_rows, said_of
 from peer_attention_gpu import seconds_of
 from peer_pytorch_gpu import GEOMETRIES, SCALES
 
@@ -123,14 +124,17 @@ def main() -> None:
         measure(options, name, int(scale)) for scale in options.scales.split(",") for name in options.attention.split(",")
     ]
     after = program_seconds(options)
+    one = torch.zeros(1, device=options.device)
+    addition = seconds_of(lambda: one + one, options.repeat, options.device)
     for row in rows:
         key = row["attention"], row["scale"]
         row["program_seconds"] = (before[key] + after[key]) / 2
     if options.json:
         about = {"geometry": options.geometry, "torch": torch.__version__, "repeat": options.repeat, "batch": BATCH}
-        print(json.dumps({**about, "rows": rows}))
+        print(json.dumps({**about, "addition_seconds": addition, "rows": rows}))
     else:
         call_rows(rows)
+        print(f"\n{said_of(addition)}")
 
 
 if __name__ == "__main__":
