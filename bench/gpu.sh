@@ -3,7 +3,7 @@
 # PROGRAM, KERNELS, PACKAGE: sparvar, gpu_kernels and the folder of the Python package of a build with -DSPARVAR_CUDA=ON
 # -DSPARVAR_PYTHON=ON (PACKAGE empty: without the tables of calls from PyTorch); MODEL: the bundled model; OUT: a folder for the
 # measurements; PYTHON: one with PyTorch; COMMIT: where git is not there; REPEAT: runs of which the median counts; DOCUMENT: where
-# the tables go; -: standard output; SDPA: PyTorch's kernels beside which its model is patched (auto flash).
+# the tables go; -: standard output.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 PROGRAM=${PROGRAM:-$root/build/cuda/apps/cli/sparvar}
@@ -50,7 +50,7 @@ done
 if [ -n "$PACKAGE" ]; then  # the same kernels on torch tensors, and a PyTorch model that is patched with them
   export PYTHONPATH=$PACKAGE${PYTHONPATH:+:$PYTHONPATH}
   "$PYTHON" "$root/bench/python_attention.py" --program "$PROGRAM" --repeat "$REPEAT" --json >"$OUT/python-attention.json"
-  for sdpa in ${SDPA:-auto flash}; do
+  for sdpa in auto flash; do
     "$PYTHON" "$root/bench/python_patch.py" --geometry infinity-8b --attention dense,csla,sparvar --sdpa $sdpa --repeat "$REPEAT" \
       --json >"$OUT/python-patch-$sdpa.json"
   done

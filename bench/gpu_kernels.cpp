@@ -315,6 +315,16 @@ nlohmann::ordered_json measure(const Lists& c, int heads, Backend& backend, Back
           {"dense_over_own", dense / sparse}};
 }
 
+/// What a layer gives to attention at one scale, and where its output goes.
+AttentionArgs args_of_layer(Backend& backend, int heads, int dim, std::int64_t queries, std::int64_t keys) {
+  return {.q = backend.random(DType::bf16, {2, heads, queries, dim}, 1, 0.3F),
+          .k = backend.random(DType::bf16, {2, heads, keys, dim}, 2, 1.0F),
+          .v = backend.random(DType::bf16, {2, heads, keys, dim}, 3, 1.0F),
+          .out = backend.empty(DType::bf16, {2, queries, heads, dim}),
+          .scale = 1.0F,
+          .statistics = {}};
+}
+
 /// What CS4A does at the scale where it decides: dense attention with statistics, column sums, choice of keys.
 nlohmann::ordered_json measure_decision(const char* name, int heads, Backend& backend) {
   const ScaleSchedule schedule = *schedule_1m(1.0);
@@ -324,18 +334,11 @@ nlohmann::ordered_json measure_decision(const char* name, int heads, Backend& ba
   const std::int64_t queries = schedule[method.decision_scale].tokens();
   const QueryTiles groups = group_tiles(schedule[method.decision_scale], method.group);
   constexpr int kDim = 128;
-  AttentionArgs args{.q = backend.random(DType::bf16, {2, heads, queries, kDim}, 1, 0.3F),
-                     .k = backend.random(DType::bf16, {2, heads, keys, kDim}, 2, 1.0F),
-                     .v = backend.random(DType::bf16, {2, heads, keys, kDim}, 3, 1.0F),
-                     .out = backend.empty(DType::bf16, {2, queries, heads, kDim}),
-                     .scale = 1.0F,
-                     .statistics = backend.empty(DType::f32, {2, heads, queries, 2})};
+  AttentionArgs args = args_of_layer(backend, heads, kDim, queries, keys);
+  args.statistics = backend.empty(DType::f32, {2, heads, queries, 2});
+  const std::vector<int> counts = counts_to_choose(method, schedule);
   const double all = warm_seconds(
-      backend,
-      [&] {
-        (void)backend.attend_and_choose(args, {}, groups, static_cast<int>(keys), counts_to_choose(method, schedule));
-      },
-      kSamples);
+      backend, [&] { (void)backend.attend_and_choose(args, {}, groups, static_cast<int>(keys), counts); }, kSamples);
   const double dense = warm_seconds(
       backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); }, kSamples);
   const double sums = warm_seconds(
@@ -358,12 +361,7 @@ void measure_plan(const std::string& name, int heads, bool once, Backend& backen
   for (int scale = scales - 3; scale < scales; ++scale) {
     const std::int64_t keys = first_keys(schedule, scale).back();
     const std::int64_t queries = schedule[scale].tokens();
-    AttentionArgs args{.q = backend.random(DType::bf16, {2, heads, queries, kDim}, 1, 0.3F),
-                       .k = backend.random(DType::bf16, {2, heads, keys, kDim}, 2, 1.0F),
-                       .v = backend.random(DType::bf16, {2, heads, keys, kDim}, 3, 1.0F),
-                       .out = backend.empty(DType::bf16, {2, queries, heads, kDim}),
-                       .scale = 1.0F,
-                       .statistics = {}};
+    AttentionArgs args = args_of_layer(backend, heads, kDim, queries, keys);
     const auto call = [&] {
       runner.start(scale);
       runner.run(0, scale, args);

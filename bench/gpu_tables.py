@@ -175,7 +175,7 @@ def attention_calls(folder):
                 attention_row(r, peers)
 
 
-def call_rows(rows):
+def call_rows(rows, addition_seconds):
     """Of bench/python_attention.py; on the CPU there is no graph and no count of bytes."""
     def us(seconds):
         return "" if seconds is None else f"{1e6 * seconds:.1f}"
@@ -184,10 +184,7 @@ def call_rows(rows):
     for r in rows:
         row(f"{r['attention']}, {r['queries']} x {r['keys']}", us(r["program_seconds"]), us(r["seconds"]), f"{1e6 * (r['seconds'] - r['program_seconds']):+.1f}",
             us(r["graph_seconds"]), us(r["host_seconds"]), "" if r["bytes_beside"] is None else f"{r['bytes_beside'] / 2**20:.1f}")
-
-
-def said_of(addition_seconds):
-    return f"PyTorch's own addition of one number: {1e6 * addition_seconds:.1f} us a call, one after the other."
+    print(f"\nPyTorch's own addition of one number: {us(addition_seconds)} us a call, one after the other.")
 
 
 def calls_from_pytorch(folder):
@@ -197,9 +194,7 @@ def calls_from_pytorch(folder):
     print("\n### sparvar.attention on torch tensors\n")
     print(f"`bench/python_attention.py`: {report['geometry']}, B = {report['batch']}, bf16. Program: `sparvar bench attention` before and after PyTorch's calls, mean of both medians;")
     print("stream: calls one after the other; graph: the same in a CUDA graph; host: until a call returns to Python; beside: memory of a call above its tensors and its output.\n")
-    call_rows(report["rows"])
-    if "addition_seconds" in report:
-        print(f"\n{said_of(report['addition_seconds'])}")
+    call_rows(report["rows"], report["addition_seconds"])
 
 
 def patched_rows(reports):

@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from gpu_tables import call_rows, said_of
+from gpu_tables import call_rows
 from peer_attention_gpu import seconds_of
 from peer_pytorch_gpu import GEOMETRIES, SCALES
 
@@ -133,8 +133,7 @@ def main() -> None:
         about = {"geometry": options.geometry, "torch": torch.__version__, "repeat": options.repeat, "batch": BATCH}
         print(json.dumps({**about, "addition_seconds": addition, "rows": rows}))
     else:
-        call_rows(rows)
-        print(f"\n{said_of(addition)}")
+        call_rows(rows, addition)
 
 
 if __name__ == "__main__":

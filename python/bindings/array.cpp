@@ -78,6 +78,12 @@ Tensor Array4::cache(std::int64_t heads) const {
   return {data, dtype, {shape[0], heads, capacity, dim}, nullptr, on_gpu ? Place::device : Place::host};
 }
 
+void require_gpu_alignment(const char* name, std::uintptr_t address) {
+  constexpr std::uintptr_t kGpuAlignment = 16;
+  if (address % kGpuAlignment != 0)
+    refuse(fmt::format("{} must begin at a multiple of 16 bytes on a GPU; make a copy of it", name));
+}
+
 Array4 checked(const RawArray& raw) {
   if (raw.dimensions != 4)
     refuse(fmt::format("{}: expected 4 dimensions {}, found {}", raw.name, kOrder, raw.dimensions));
@@ -97,9 +103,7 @@ Array4 checked(const RawArray& raw) {
   if (out.shape[3] != 1 && out.strides[3] != 1)
     refuse(fmt::format("{}: the channels of a row must lie next to each other, found strides {}; make it contiguous",
                        raw.name, shape_text(out.strides)));
-  constexpr std::uintptr_t kGpuAlignment = 16;
-  if (out.on_gpu && reinterpret_cast<std::uintptr_t>(raw.data) % kGpuAlignment != 0)
-    refuse(fmt::format("{} must begin at a multiple of 16 bytes on a GPU; make a copy of it", raw.name));
+  if (out.on_gpu) require_gpu_alignment(raw.name, reinterpret_cast<std::uintptr_t>(raw.data));
   return out;
 }
 

@@ -35,6 +35,9 @@ struct Array4 {
 template <typename Any>
 Array4 array4(const char* name, const Any& array, bool words);
 
+/// Throws Error(usage) where an array on a GPU does not begin at a multiple of 16 bytes.
+void require_gpu_alignment(const char* name, std::uintptr_t address);
+
 /// Throws Error(usage) where q (B, H, queries, D), k and v (B, H, keys, D) and out (as q) do not fit each other.
 void require_fit(const Array4& q, const Array4& k, const Array4& v, const Array4& out, std::int64_t queries,
                  std::int64_t keys);

@@ -87,12 +87,20 @@ struct Split {
   std::uintptr_t stream = 0;  // of CUDA
 };
 
-/// Where the arrays of a call lie; 0: there is none.
-struct Places {
-  std::uintptr_t q = 0, k = 0, v = 0, out = 0, choice = 0, residual = 0, memory = 0;
+/// A call whose arrays were checked: others of these shapes and strides differ in where they lie alone.
+struct PreparedCall {
+  Call call;
+  AttentionArgs args;
+  CarriedKeys carried;
+  std::int64_t bytes = 0;  // of working memory; 0 on the CPU
 };
 
-class PreparedCall;
+/// The same array at another address.
+Tensor moved(const char* name, const Tensor& like, std::uintptr_t to) {
+  if (!like.defined()) return {};
+  if (like.place() == Place::device) require_gpu_alignment(name, to);
+  return {reinterpret_cast<void*>(to), like.dtype(), like.shape(), nullptr, like.place()};
+}
 
 /// A plan on one device. Arrays are packed, k and v may be the first rows of a larger cache. One call at a time: others
 /// wait.
@@ -134,10 +142,32 @@ class PlanKernel {
                           residual);
   }
 
-  /// Checks what later calls have in common. The kernel must outlive it.
+  /// Checks what later calls have in common.
   PreparedCall prepare(const Call& call, const In& q, const In& k, const In& v, const Out& out,
-                       const std::optional<In>& choice, const std::optional<In>& residual);
-  void run_prepared(const PreparedCall& prepared, std::uintptr_t stream, const Places& at);
+                       const std::optional<In>& choice, const std::optional<In>& residual) {
+    AttentionArgs args = args_of(call, q, k, v, out, false);
+    CarriedKeys carried = carried_of(choice, residual);
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    const std::int64_t bytes = backend_->working_bytes([&] { attend(call, args, carried); });
+    return {call, std::move(args), std::move(carried), bytes};
+  }
+
+  /// `run` on arrays at these addresses; 0: there is none. On a GPU on the stream, with `memory` to work in.
+  void run_at(const PreparedCall& prepared, std::uintptr_t stream, std::uintptr_t q, std::uintptr_t k, std::uintptr_t v,
+              std::uintptr_t out, std::uintptr_t choice, std::uintptr_t residual, std::uintptr_t memory) {
+    AttentionArgs args = prepared.args;
+    args.q = moved("q", args.q, q);
+    args.k = moved("k", args.k, k);
+    args.v = moved("v", args.v, v);
+    args.out = moved("out", args.out, out);
+    CarriedKeys carried{.choice = moved("choice", prepared.carried.choice, choice),
+                        .residual = moved("residual", prepared.carried.residual, residual)};
+    const nb::gil_scoped_release released;
+    const std::lock_guard lock(mutex_);
+    backend_->run_on(reinterpret_cast<void*>(stream), reinterpret_cast<void*>(memory), prepared.bytes,
+                     [&] { attend(prepared.call, args, carried); });
+  }
 
   /// Backend::split_qkv: qkv (batch, tokens, 3 heads, channels), float32 on the CPU; q (batch, heads, tokens, channels)
   /// and rows [first, first + tokens) of k and v (batch, heads, capacity, channels) are written. head_scale: float32
@@ -186,7 +216,7 @@ class PlanKernel {
     CarriedKeys carried = carried_of(choice, residual);
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    backend_->run_on(nullptr, nullptr, 0, [&] { attend(call, args, carried); });
+    attend(call, args, carried);
   }
 
  private:
@@ -322,70 +352,6 @@ class PlanKernel {
   std::map<std::shared_ptr<Lists>, AttentionListsPtr> prepared_;
 };
 
-/// A call whose arrays were checked: others of these shapes and strides differ in where they lie alone.
-class PreparedCall {
- public:
-  PreparedCall(PlanKernel& kernel, Call call, AttentionArgs args, CarriedKeys carried, std::int64_t bytes)
-      : kernel_(&kernel), call_(std::move(call)), args_(std::move(args)), carried_(std::move(carried)), bytes_(bytes) {}
-
-  /// Of working memory; 0 on the CPU.
-  std::int64_t bytes() const { return bytes_; }
-  const Call& call() const { return call_; }
-  void run(std::uintptr_t stream, std::uintptr_t q, std::uintptr_t k, std::uintptr_t v, std::uintptr_t out,
-           std::uintptr_t choice, std::uintptr_t residual, std::uintptr_t memory) const {
-    kernel_->run_prepared(
-        *this, stream, {.q = q, .k = k, .v = v, .out = out, .choice = choice, .residual = residual, .memory = memory});
-  }
-
-  AttentionArgs args(const Places& at) const {
-    AttentionArgs out = args_;
-    out.q = moved("q", args_.q, at.q);
-    out.k = moved("k", args_.k, at.k);
-    out.v = moved("v", args_.v, at.v);
-    out.out = moved("out", args_.out, at.out);
-    return out;
-  }
-  CarriedKeys carried(const Places& at) const {
-    return {.choice = moved("choice", carried_.choice, at.choice),
-            .residual = moved("residual", carried_.residual, at.residual)};
-  }
-
- private:
-  static Tensor moved(const char* name, const Tensor& like, std::uintptr_t to) {
-    if (!like.defined()) return {};
-    constexpr std::uintptr_t kGpuAlignment = 16;
-    if (like.place() == Place::device && to % kGpuAlignment != 0)
-      throw Error(ErrorKind::usage,
-                  fmt::format("attention: {} must begin at a multiple of 16 bytes on a GPU; make a copy of it", name));
-    return {reinterpret_cast<void*>(to), like.dtype(), like.shape(), nullptr, like.place()};
-  }
-
-  PlanKernel* kernel_;
-  Call call_;
-  AttentionArgs args_;
-  CarriedKeys carried_;
-  std::int64_t bytes_;
-};
-
-PreparedCall PlanKernel::prepare(const Call& call, const In& q, const In& k, const In& v, const Out& out,
-                                 const std::optional<In>& choice, const std::optional<In>& residual) {
-  AttentionArgs args = args_of(call, q, k, v, out, false);
-  CarriedKeys carried = carried_of(choice, residual);
-  const nb::gil_scoped_release released;
-  const std::lock_guard lock(mutex_);
-  const std::int64_t bytes = backend_->working_bytes([&] { attend(call, args, carried); });
-  return {*this, call, std::move(args), std::move(carried), bytes};
-}
-
-void PlanKernel::run_prepared(const PreparedCall& prepared, std::uintptr_t stream, const Places& at) {
-  const AttentionArgs args = prepared.args(at);
-  CarriedKeys carried = prepared.carried(at);
-  const nb::gil_scoped_release released;
-  const std::lock_guard lock(mutex_);
-  backend_->run_on(reinterpret_cast<void*>(stream), reinterpret_cast<void*>(at.memory), prepared.bytes(),
-                   [&] { attend(prepared.call(), args, carried); });
-}
-
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -405,10 +371,7 @@ void bind_attention(nb::module_& m) {
           },
           nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"), nb::arg("lists").none() = nb::none());
   nb::class_<PreparedCall>(m, "PreparedCall", "A call whose arrays were checked; they may lie elsewhere.")
-      .def_prop_ro("bytes", &PreparedCall::bytes, "Of working memory; 0 on the CPU.")
-      .def("run", &PreparedCall::run, "Addresses; 0: there is none. On a GPU on the stream.", nb::arg("stream"),
-           nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("choice"), nb::arg("residual"),
-           nb::arg("memory"));
+      .def_ro("bytes", &PreparedCall::bytes, "Of working memory; 0 on the CPU.");
   nb::class_<Split>(m, "Split", "How q, k and v are made of a qkv product.")
       .def(
           "__init__",
@@ -425,8 +388,11 @@ void bind_attention(nb::module_& m) {
           nb::arg("plan"), nb::arg("schedule"), nb::arg("device"), nb::arg("bf16"))
       .def("carried_shapes", &PlanKernel::carried_shapes, nb::arg("layer"), nb::arg("scale"), nb::arg("batch"),
            nb::arg("heads"), nb::arg("head_dim"))
-      .def("prepare", &PlanKernel::prepare, nb::keep_alive<0, 1>(), nb::arg("call"), nb::arg("q"), nb::arg("k"),
-           nb::arg("v"), nb::arg("out"), nb::arg("choice").none(), nb::arg("residual").none())
+      .def("prepare", &PlanKernel::prepare, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
+           nb::arg("choice").none(), nb::arg("residual").none())
+      .def("run_at", &PlanKernel::run_at, "Addresses; 0: there is none.", nb::arg("prepared"), nb::arg("stream"),
+           nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("choice"), nb::arg("residual"),
+           nb::arg("memory"))
       .def("split", &PlanKernel::split, nb::arg("how"), nb::arg("qkv"), nb::arg("q"), nb::arg("k_cache"),
            nb::arg("v_cache"), nb::arg("head_scale").none(), nb::arg("rope").none())
       .def("run", &PlanKernel::run, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),

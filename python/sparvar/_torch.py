@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -106,68 +107,51 @@ def _empty_out(q: Tensor) -> Tensor:
     return q.new_empty((batch, queries, heads, channels)).transpose(1, 2)
 
 
-# ---- one call
+# ---- one call, on the CPU or on the current stream of a GPU, with working memory of PyTorch's
 
-_prepared: dict[Any, _engine.PreparedCall] = {}
+_prepared: dict[Any, tuple[Any, _engine.PreparedCall]] = {}
 _MOST_PREPARED = 4096
 
 
-def _prepare(
-    source: Source,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    which: tuple[int, int, float],
-    carried: tuple[Any, Any],
-) -> _engine.PreparedCall:
-    lists = source if isinstance(source, KeyLists) else None
-    plan = _no_rules if isinstance(source, KeyLists) else source
-    kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
-    arrays = [tensor.detach() for tensor in (q, k, v, out)]
-    call = _engine.Call(*which, None if lists is None else lists.handle)
-    return cast("_engine.PreparedCall", kernel.prepare(call, *arrays, *carried))
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """The device is PyTorch's current one, as it mostly is."""
+    there = device.type != "cuda" or device.index == torch.cuda.current_device()
+    return nullcontext() if there else torch.cuda.device(device)
+
+
+def _kernel(plan: Plan, q: Tensor) -> Any:
+    return plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
 
 
 def _run(
     source: Source,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
     which: tuple[int, int, float],
-    carried: tuple[Any, Any],
+    carried: tuple[Tensor, Tensor] | tuple[()] = (),
 ) -> None:
-    """Arrays are checked once; calls whose arrays differ in where they lie alone cost no more than their addresses."""
-    choice, residual = carried
-    key: Any = (source.key, which, q.device, q.dtype, q.shape, q.stride(), k.dtype, k.shape, k.stride())
-    key += (v.dtype, v.shape, v.stride())
-    if choice is not None:
-        key += (choice.dtype, choice.shape, choice.stride(), residual.dtype, residual.shape, residual.stride())
-    call = _prepared.get(key)
-    if call is None:
-        if len(_prepared) >= _MOST_PREPARED:
-            _prepared.clear()
-        call = _prepared[key] = _prepare(source, q, k, v, out, which, carried)
-    stream = torch.cuda.current_stream().cuda_stream if q.is_cuda else 0
-    memory = q.new_empty(call.bytes, dtype=torch.uint8) if call.bytes else None
-    call.run(
-        stream,
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        out.data_ptr(),
-        0 if choice is None else choice.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
-        0 if memory is None else memory.data_ptr(),
-    )
-
-
-# ---- the CPU
-
-
-def _cpu_kernel(plan: Plan, q: Tensor) -> Any:
-    return plan_kernel(plan, "cpu", q.dtype == torch.bfloat16)
+    """tensors: q, k, v, out; which: layer, scale, factor of the logits; carried: choice, residual. Checked once: later
+    calls of these shapes and strides, in whichever layer of the same rule, cost no more than addresses."""
+    layer, scale_index, scale = which
+    rule = -1 if isinstance(source, KeyLists) else source.rule_index(layer, scale_index)
+    q = tensors[0]
+    given = (*tensors[:3], *carried)  # out is made like q
+    shapes = tuple([(tensor.dtype, tensor.shape, tensor.stride()) for tensor in given])
+    key = (source.key, rule, scale_index, scale, q.device, shapes)
+    with _current(q.device):
+        found = _prepared.get(key)
+        if found is None:
+            if len(_prepared) >= _MOST_PREPARED:
+                _prepared.clear()
+            lists = source.handle if isinstance(source, KeyLists) else None
+            kernel = _kernel(_no_rules if isinstance(source, KeyLists) else source, q)
+            arrays = [tensor.detach() for tensor in tensors]
+            call = _engine.Call(layer, scale_index, scale, lists)
+            found = _prepared[key] = kernel, kernel.prepare(call, *arrays, *(carried or (None, None)))
+        kernel, prepared = found
+        stream = torch.cuda.current_stream().cuda_stream if q.is_cuda else 0
+        memory = q.new_empty(prepared.bytes, dtype=torch.uint8)
+        addresses = [tensor.data_ptr() for tensor in (*tensors, *carried)]
+        kernel.run_at(prepared, stream, *addresses, *(() if carried else (0, 0)), memory.data_ptr())
 
 
 def _attend_cpu(
@@ -177,7 +161,15 @@ def _attend_cpu(
     if step_of(plan, layer, scale_index, None) == "lists":
         run_lists([tensor.detach() for tensor in (q, k, v, out)], plan, layer, scale_index, scale, False, threads)
     else:
-        _run(plan, q, k, v, out, (layer, scale_index, scale), (None, None))
+        _run(plan, (q, k, v, out), (layer, scale_index, scale))
+    return out
+
+
+def _attend_cuda(
+    q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
+) -> Tensor:
+    out = _empty_out(q)
+    _run(_source(key), (q, k, v, out), (layer, scale_index, scale))
     return out
 
 
@@ -187,16 +179,17 @@ def _carried(q: Tensor, kernel: Any, layer: int, scale_index: int) -> tuple[Tens
     return q.new_empty(choice, dtype=torch.int32), q.new_empty(residual, dtype=of)
 
 
-def _choosing_cpu(
+def _choosing(
     q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan, out = _plan_of(key), _empty_out(q)
-    carried = _carried(q, _cpu_kernel(plan, q), layer, scale_index)
-    _run(plan, q, k, v, out, (layer, scale_index, scale), carried)
+    with _current(q.device):
+        carried = _carried(q, _kernel(plan, q), layer, scale_index)
+    _run(plan, (q, k, v, out), (layer, scale_index, scale), carried)
     return out, *carried
 
 
-def _following_cpu(
+def _following(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -209,62 +202,7 @@ def _following_cpu(
     threads: int,
 ) -> Tensor:
     out = _empty_out(q)
-    _run(_plan_of(key), q, k, v, out, (layer, scale_index, scale), (choice, residual))
-    return out
-
-
-# ---- CUDA: the same on the current stream, with working memory of PyTorch's
-
-
-def _run_cuda(
-    source: Source,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    which: tuple[int, int, float],
-    carried: tuple[Any, Any],
-) -> None:
-    if q.device.index == torch.cuda.current_device():
-        _run(source, q, k, v, out, which, carried)
-    else:
-        with torch.cuda.device(q.device):
-            _run(source, q, k, v, out, which, carried)
-
-
-def _attend_cuda(
-    q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
-) -> Tensor:
-    out = _empty_out(q)
-    _run_cuda(_source(key), q, k, v, out, (layer, scale_index, scale), (None, None))
-    return out
-
-
-def _choosing_cuda(
-    q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    plan, out = _plan_of(key), _empty_out(q)
-    with torch.cuda.device(q.device):
-        kernel = plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
-    choice, residual = _carried(q, kernel, layer, scale_index)
-    _run_cuda(plan, q, k, v, out, (layer, scale_index, scale), (choice, residual))
-    return out, choice, residual
-
-
-def _following_cuda(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    choice: Tensor,
-    residual: Tensor,
-    key: str,
-    layer: int,
-    scale_index: int,
-    scale: float,
-    threads: int,
-) -> Tensor:
-    out = _empty_out(q)
-    _run_cuda(_plan_of(key), q, k, v, out, (layer, scale_index, scale), (choice, residual))
+    _run(_plan_of(key), (q, k, v, out), (layer, scale_index, scale), (choice, residual))
     return out
 
 
@@ -319,13 +257,14 @@ def _attend_fake(q: Tensor, *_: Any) -> Tensor:
 def _choosing_fake(
     q: Tensor, k: Tensor, v: Tensor, key: str, layer: int, scale_index: int, scale: float, threads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_out(q), *_carried(q, _cpu_kernel(_plan_of(key), q), layer, scale_index)
+    kernel = plan_kernel(_plan_of(key), "cpu", q.dtype == torch.bfloat16)
+    return _empty_out(q), *_carried(q, kernel, layer, scale_index)
 
 
 for _name, _cpu, _cuda, _fake in (
     ("attend", _attend_cpu, _attend_cuda, _attend_fake),
-    ("attend_choosing", _choosing_cpu, _choosing_cuda, _choosing_fake),
-    ("attend_following", _following_cpu, _following_cuda, _attend_fake),
+    ("attend_choosing", _choosing, _choosing, _choosing_fake),
+    ("attend_following", _following, _following, _attend_fake),
     ("split_qkv", _split_qkv, _split_qkv, _split_fake),
 ):
     library.impl(_name, _cpu, "CPU")

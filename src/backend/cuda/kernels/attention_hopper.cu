@@ -17,8 +17,8 @@ namespace {
 constexpr int kMultiprocessorBytes = 227 * 1024;
 
 /// kGroups: warpgroups that multiply, 64 queries each, which stay in shared memory: as the first matrix of products
-/// they would take registers, and time to issue. Two warpgroups have the room for stages of 128 keys, over which what a
-/// stage costs besides its keys is spread.
+/// they would take registers. Two warpgroups have the room for stages of 128 keys, over which what a stage costs
+/// besides its keys is spread.
 template <int kDim, int kGroups>
 struct Shape {
   static constexpr int kBlocks = kGroups == 1 ? 2 : 1;  // on one multiprocessor
@@ -47,7 +47,7 @@ constexpr int kMultiplierRegisters = kGroups == 1   ? 200
                                                     : 152;
 
 /// What was gathered is shown to the products (a proxy fence) by the gatherer, which waits for its copies, or by those
-/// that multiply. The latter costs them some 4 % of their time, but leaves more copies on their way: two blocks on a
+/// that multiply. The latter have to wait for it at every stage, but more copies are on their way: two blocks on a
 /// multiprocessor need them.
 template <int kGroups>
 constexpr bool kGathererShows = kGroups > 1;

@@ -85,7 +85,7 @@ __device__ inline void take_registers() {
 }
 
 // ---------------------------------------------------------------- turns of warpgroups
-/// Warpgroups have the tensor cores to themselves in turn, until the first product of theirs is done: the cores would
+/// Warpgroups have the tensor cores to themselves in turn, until their products are asked for, or done: the cores would
 /// otherwise work for all of them at once, and all of them would have their softmax at once while the cores stand idle.
 /// Named barriers 1 .. kGroups; every warpgroup takes as many turns.
 template <int kGroups>
