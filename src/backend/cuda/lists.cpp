@@ -16,8 +16,9 @@ namespace {
 struct DeviceTiles {
   Tensor rows, pieces, wide_pieces;  // TileRows
   int piece_count = 0, wide_count = 0;
-  int most = 0, wide_most = 0;  // queries of a piece
-  int queries = 0;              // one more than the largest
+  int most = 0, wide_most = 0;    // queries of a piece
+  int whole = 0, wide_whole = 0;  // the first so many pieces have as many
+  int queries = 0;                // one more than the largest
 };
 
 class CudaLists final : public AttentionLists {
@@ -38,8 +39,8 @@ class CudaRecipe final : public AttentionRecipe {
   std::int64_t capacity = 0;
 };
 
-/// Tiles of more than `most` queries in as few equal pieces as possible.
-std::vector<TileRows> pieces_of(const QueryTiles& tiles, int most, int& largest) {
+/// Tiles of more than `most` queries in as few equal pieces as possible, the largest ones, `whole`, first.
+std::vector<TileRows> pieces_of(const QueryTiles& tiles, int most, int& largest, int& whole) {
   std::vector<TileRows> out;
   for (int t = 0; t < tiles.count(); ++t) {
     const int parts = (tiles.rows_in(t) + most - 1) / most;
@@ -50,6 +51,8 @@ std::vector<TileRows> pieces_of(const QueryTiles& tiles, int most, int& largest)
       out.push_back({.first_query = begin, .queries = end - begin, .list = t, .shift = 0});
     }
   }
+  const auto others = std::ranges::stable_partition(out, [&](const TileRows& x) { return x.queries == largest; });
+  whole = static_cast<int>(others.begin() - out.begin());
   return out;
 }
 
@@ -72,8 +75,8 @@ std::int64_t whole_stages(std::int64_t keys) {
 
 DeviceTiles put_tiles(const QueryTiles& tiles, const std::function<Tensor(const void*, DType, std::int64_t)>& kept) {
   DeviceTiles out;
-  const std::vector<TileRows> pieces = pieces_of(tiles, TileRows::kMost, out.most);
-  const std::vector<TileRows> wide = pieces_of(tiles, TileRows::kMostHopper, out.wide_most);
+  const std::vector<TileRows> pieces = pieces_of(tiles, TileRows::kMost, out.most, out.whole);
+  const std::vector<TileRows> wide = pieces_of(tiles, TileRows::kMostHopper, out.wide_most, out.wide_whole);
   out.piece_count = static_cast<int>(pieces.size());
   out.wide_count = static_cast<int>(wide.size());
   for (const std::int32_t row : tiles.rows) out.queries = std::max(out.queries, row + 1);
@@ -116,6 +119,7 @@ ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool 
           .keys = nullptr,
           .tile_count = wide ? tiles.wide_count : tiles.piece_count,
           .list_tiles = 0,
+          .whole_tiles = wide ? tiles.wide_whole : tiles.whole,
           .most_queries = wide ? tiles.wide_most : tiles.most,
           .own_lists = false,
           .scale = args.scale,

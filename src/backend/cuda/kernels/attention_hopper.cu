@@ -64,25 +64,43 @@ struct Barriers {
   __device__ unsigned description(unsigned turn) const { return first + 320 + 32 * turn; }
 };
 
+/// A piece of work: which (batch, head), and which of the tiles. Whole tiles of all heads come before the others, which
+/// take less time and fill what the last round of whole ones leaves.
+struct Place {
+  int index, tile;
+  __device__ Place(const ListAttention& a, int item) {
+    const int whole = a.batch * a.heads * a.whole_tiles;
+    const bool others = item >= whole;
+    const int of_head = max(others ? a.tile_count - a.whole_tiles : a.whole_tiles, 1);  // 0: behind the last piece
+    const int at = others ? item - whole : item;
+    index = at / of_head;
+    tile = at % of_head + (others ? a.whole_tiles : 0);
+  }
+};
+
 /// The pieces of work of this block, one after the other, as the gatherer sees them. Descriptions are read ahead: two
 /// pieces for the tile, which says where the list is described, one for that.
 struct Work {
   const ListAttention& a;
-  int item, index = 0;
+  int item;
+  Place place, next_place, place_after;
   TileRows tile, next_tile, tile_after;
   KeyRange range, next_range;
 
-  __device__ explicit Work(const ListAttention& args) : a(args), item(static_cast<int>(blockIdx.x)) {
-    next_tile = tile_of(item);
-    tile_after = tile_of(item + step());
-    next_range = range_of(item, next_tile);
+  __device__ explicit Work(const ListAttention& args)
+      : a(args),
+        item(static_cast<int>(blockIdx.x)),
+        place(a, item),
+        next_place(place),
+        place_after(a, item + step()),
+        next_tile(tile_of(item, next_place)),
+        tile_after(tile_of(item + step(), place_after)),
+        next_range(range_of(item, next_place, next_tile)) {
     enter();
   }
   __device__ bool done() const { return item >= total(); }
-  __device__ const TileRows* tile_at() const { return a.tiles + item % a.tile_count; }
-  __device__ const KeyRange* range_at() const {
-    return a.ranges + (a.own_lists ? index * a.list_tiles : 0) + tile.list;
-  }
+  __device__ const TileRows* tile_at() const { return a.tiles + place.tile; }
+  __device__ const KeyRange* range_at() const { return range_at(place, tile); }
   __device__ void advance() {
     item += step();
     enter();
@@ -91,25 +109,30 @@ struct Work {
  private:
   __device__ int total() const { return a.batch * a.heads * a.tile_count; }
   __device__ int step() const { return static_cast<int>(gridDim.x); }
-  __device__ TileRows tile_of(int i) const {
+  __device__ const KeyRange* range_at(const Place& at, const TileRows& of) const {
+    return a.ranges + (a.own_lists ? at.index * a.list_tiles : 0) + of.list;
+  }
+  __device__ TileRows tile_of(int i, const Place& at) const {
     if (i >= total()) return {};
-    const int4 x = load_now(a.tiles + i % a.tile_count);
+    const int4 x = load_now(a.tiles + at.tile);
     return {.first_query = x.x, .queries = x.y, .list = x.z, .shift = x.w};
   }
-  __device__ KeyRange range_of(int i, const TileRows& of) const {
+  __device__ KeyRange range_of(int i, const Place& at, const TileRows& of) const {
     if (i >= total()) return {};
-    const int4 x = load_now(a.ranges + (a.own_lists ? i / a.tile_count * a.list_tiles : 0) + of.list);
+    const int4 x = load_now(range_at(at, of));
     return {.first = static_cast<std::int64_t>(static_cast<unsigned>(x.x)) | std::int64_t{x.y} << 32,
             .keys = x.z,
             .unused = 0};
   }
   __device__ void enter() {
+    place = next_place;
     tile = next_tile;
     range = next_range;
-    index = item / a.tile_count;
+    next_place = place_after;
     next_tile = tile_after;
-    next_range = range_of(item + step(), next_tile);
-    tile_after = tile_of(item + 2 * step());
+    next_range = range_of(item + step(), next_place, next_tile);
+    place_after = Place(a, item + 2 * step());
+    tile_after = tile_of(item + 2 * step(), place_after);
   }
   /// Not moved behind what follows.
   static __device__ int4 load_now(const void* from) {
@@ -150,7 +173,7 @@ struct Queries {
         to(memory + chunk / 8 * S::kQueryPanel + row * 128) {}
 
   __device__ void fetch(const ListAttention& a, const Work& work, bool copies) {
-    const bf16* const q = static_cast<const bf16*>(a.q) + work.index * std::int64_t{a.queries} * kDim + chunk * 8;
+    const bf16* const q = static_cast<const bf16*>(a.q) + work.place.index * std::int64_t{a.queries} * kDim + chunk * 8;
     wait_barrier(barriers.queries_empty(), turn ^ 1U);
     if (threadIdx.x % 128 == 0) {
       copy_async(barriers.description(turn), work.tile_at(), true);
@@ -185,7 +208,7 @@ __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers 
   Ring<S::kStages> ring;
   Queries<kDim, kGroups> queries(memory, barriers);
   for (Work work(a); !work.done(); work.advance()) {
-    const bf16* const k = static_cast<const bf16*>(a.k) + work.index * a.capacity * kDim + chunk * 8;
+    const bf16* const k = static_cast<const bf16*>(a.k) + work.place.index * a.capacity * kDim + chunk * 8;
     const std::int32_t* const keys = a.keys + work.range.first;
     Eight ahead;
     const int count = work.range.keys;
@@ -240,7 +263,7 @@ __device__ inline void fetch_boxes(const ListAttention& a, const CUtensorMap* k,
       arrive_expecting(full, S::kValues);
 #pragma unroll
       for (int panel = 0; panel < S::kPanels; ++panel)
-        copy_box(place + panel * S::kKeyPanel, map, panel * 64, key, work.index, full);
+        copy_box(place + panel * S::kKeyPanel, map, panel * 64, key, work.place.index, full);
     };
     const auto fetch_stage = [&](int first) {
       const int key = next;
@@ -292,7 +315,9 @@ struct Attending {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const unsigned memory, queries;
   int item = static_cast<int>(blockIdx.x);
+  int index = 0;      // of the (batch, head)
   int count = 0;      // of the keys of its list
+  bool idle = false;  // none of the tile's queries is this warpgroup's
   unsigned turn = 0;  // of items
   Ring<S::kStages> keys, values;
   Running<kDim> running;
@@ -309,20 +334,22 @@ struct Attending {
     wait_barrier(barriers.queries_full(), turn);
     show_to_products();
     const KeyRange range = described<KeyRange>(16);
+    const TileRows tile = described<TileRows>(0);
     count = range.keys;
+    index = Place(a, item).index;
+    idle = kGroups > 1 && tile.queries <= static_cast<int>(warpgroup()) * 64;
     running = {};
     if constexpr (kLogits) {
-      const TileRows tile = described<TileRows>(0);
       first_place = range.first;
       for (int half = 0; half < 2; ++half) {
         const int row = warp * 16 + lane / 4 + 8 * half;
-        logit_rows[half] = row < tile.queries ? item / a.tile_count * a.logits.queries + tile.first_query + row : -1;
+        logit_rows[half] = row < tile.queries ? index * a.logits.queries + tile.first_query + row : -1;
       }
     }
     if (count == 0 && lane == 0) arrive(barriers.queries_empty());
   }
   __device__ void end() {
-    write_tile<kDim>(a, running, item / a.tile_count, described<TileRows>(0), warp * 16);
+    if (!idle) write_tile<kDim>(a, running, index, described<TileRows>(0), warp * 16);
     turn ^= 1U;
     item += static_cast<int>(gridDim.x);
   }
@@ -332,6 +359,18 @@ struct Attending {
   }
   __device__ void begin_logits(Logits& s) {
     sparvar::cuda::begin_logits<S, kDim / 16>(s, queries, memory + keys.stage * S::kStageBytes);
+  }
+  /// A stage goes by whose keys are of no use to this warpgroup.
+  __device__ void let_pass(bool last) {
+    wait_for_keys();
+    if constexpr (kBoxes) wait_barrier(barriers.values_full(values.stage), values.turn);
+    if (lane == 0) {
+      arrive(barriers.keys_empty(keys.stage));
+      arrive(barriers.values_empty(values.stage));
+      if (last) arrive(barriers.queries_empty());
+    }
+    keys.advance();
+    values.advance();
   }
   /// After the products have been waited for.
   __device__ void end_logits(Logits& s, bool last) {
@@ -391,23 +430,20 @@ struct Attending {
   }
 };
 
-/// The tensor cores add the values of one stage while the logits of the next become weights. Three warpgroups have them
-/// in turn; two do not gain by that.
+/// The tensor cores add the values of one stage while the logits of the next become weights.
 template <int kDim, int kGroups, bool kLogits, bool kBoxes>
 __device__ inline void attend(const ListAttention& args, unsigned memory, Barriers barriers) {
   using S = Shape<kDim, kGroups>;
   Attending<kDim, kGroups, kLogits, kBoxes> a(args, memory, barriers);
-  const Turns<kGroups == 3 ? kGroups : 1> turns;
   for (; !a.done(); a.end()) {
     a.start();
     float s[S::kStageKeys / 8][4];
     int left = a.count;
+    for (; a.idle && left > 0; left -= S::kStageKeys) a.let_pass(left <= S::kStageKeys);
     const auto step = [&](auto last) {
       a.wait_for_keys();
-      turns.wait();
       a.begin_logits(s);
       a.begin_values(S::kStageKeys);
-      turns.pass();
       wait_products<1>();
       left -= S::kStageKeys;
       a.end_logits(s, last);
@@ -418,9 +454,7 @@ __device__ inline void attend(const ListAttention& args, unsigned memory, Barrie
     };
     if (left > 0) {
       a.wait_for_keys();
-      turns.wait();
       a.begin_logits(s);
-      turns.pass();
       wait_products<0>();
       a.end_logits(s, left <= S::kStageKeys);
       a.template weigh<true>(s, left);

@@ -93,14 +93,10 @@ struct Turns {
   int own = 1 + static_cast<int>(threadIdx.x) / 128;
   int next = 1 + own % kGroups;
   __device__ Turns() {
-    if (kGroups > 1 && own == kGroups) pass();
+    if (own == kGroups) pass();
   }
-  __device__ void wait() const {
-    if (kGroups > 1) asm volatile("bar.sync %0, 256;" ::"r"(own) : "memory");
-  }
-  __device__ void pass() const {
-    if (kGroups > 1) asm volatile("bar.arrive %0, 256;" ::"r"(next) : "memory");
-  }
+  __device__ void wait() const { asm volatile("bar.sync %0, 256;" ::"r"(own) : "memory"); }
+  __device__ void pass() const { asm volatile("bar.arrive %0, 256;" ::"r"(next) : "memory"); }
 };
 
 // ---------------------------------------------------------------- clusters and overlapping launches

@@ -197,6 +197,7 @@ struct ListAttention {
   const std::int32_t* rows = nullptr;  // device
   const std::int32_t* keys = nullptr;  // device
   int tile_count = 0, list_tiles = 0;
+  int whole_tiles = 0;   // attention_hopper.cu does the first so many of all heads before the others
   int most_queries = 0;  // of a tile
   bool own_lists = false;
   float scale = 1;
