@@ -180,10 +180,10 @@ def call_rows(rows, addition_seconds):
     def us(seconds):
         return "" if seconds is None else f"{1e6 * seconds:.1f}"
 
-    header("", "program us", "stream us", "more us", "graph us", "host us", "beside MiB")
+    header("", "program us", "stream us", "more us", "graph us", "paced us", "host us", "beside MiB")
     for r in rows:
         row(f"{r['attention']}, {r['queries']} x {r['keys']}", us(r["program_seconds"]), us(r["seconds"]), f"{1e6 * (r['seconds'] - r['program_seconds']):+.1f}",
-            us(r["graph_seconds"]), us(r["host_seconds"]), "" if r["bytes_beside"] is None else f"{r['bytes_beside'] / 2**20:.1f}")
+            us(r["graph_seconds"]), us(r["paced_seconds"]), us(r["host_seconds"]), "" if r["bytes_beside"] is None else f"{r['bytes_beside'] / 2**20:.1f}")
     print(f"\nPyTorch's own addition of one number: {us(addition_seconds)} us a call, one after the other.")
 
 
@@ -193,7 +193,7 @@ def calls_from_pytorch(folder):
     report = load(folder, "python-attention")
     print("\n### sparvar.attention on torch tensors\n")
     print(f"`bench/python_attention.py`: {report['geometry']}, B = {report['batch']}, bf16. Program: `sparvar bench attention` before and after PyTorch's calls, mean of both medians;")
-    print("stream: calls one after the other; graph: the same in a CUDA graph; host: until a call returns to Python; beside: memory of a call above its tensors and its output.\n")
+    print("stream: calls that were enqueued while the GPU was busy with something else; graph: the same in a CUDA graph; paced: calls that find an empty stream; host: until a call returns to Python; beside: memory of a call above its tensors and its output.\n")
     call_rows(report["rows"], report["addition_seconds"])
 
 
