@@ -337,8 +337,9 @@ nlohmann::ordered_json measure_decision(const char* name, int heads, Backend& ba
   AttentionArgs args = args_of_layer(backend, heads, kDim, queries, keys);
   args.statistics = backend.empty(DType::f32, {2, heads, queries, 2});
   const std::vector<int> counts = counts_to_choose(method, schedule);
+  Tensor choice = backend.empty(DType::i32, {2L * heads, groups.count(), std::int64_t{counts.front()}});
   const double all = warm_seconds(
-      backend, [&] { (void)backend.attend_and_choose(args, {}, groups, static_cast<int>(keys), counts); }, kSamples);
+      backend, [&] { backend.attend_and_choose(args, {}, groups, static_cast<int>(keys), counts, choice); }, kSamples);
   const double dense = warm_seconds(
       backend, [&] { backend.dense_attention(args, static_cast<int>(keys)); }, kSamples);
   const double sums = warm_seconds(

@@ -293,7 +293,7 @@ class PlanKernel {
     return {.choice = carried_tensor("choice", choice, 3), .residual = carried_tensor("residual", residual, 4)};
   }
 
-  void attend(const Call& call, AttentionArgs args, CarriedKeys& carried) {
+  void attend(const Call& call, AttentionArgs args, const CarriedKeys& carried) {
     if (call.lists) {
       AttentionListsPtr& known = prepared_[call.lists];
       if (!known) known = backend_->prepare_lists(call.lists->tiles, call.lists->lists);
@@ -304,18 +304,14 @@ class PlanKernel {
     const bool writes = cs4a != nullptr && call.scale == cs4a->decision_scale;
     if ((reads || writes) && !carried.choice.defined())
       throw Error(ErrorKind::usage, "attention: cs4a needs what was chosen at its decision scale");
-    if (reads) require_carried(call, *cs4a, args, carried);
+    if (reads || writes) require_carried(call, *cs4a, args, carried);
     runner_->start(call.scale);
     if (reads) runner_->carry(call.layer, carried);
     struct Release {
       AttentionRunner& runner;
       ~Release() { runner.release(); }
     } const release{*runner_};
-    runner_->run(call.layer, call.scale, args);
-    if (!writes) return;
-    const CarriedKeys made = runner_->carried(call.layer);
-    backend_->write(carried.choice, made.choice);
-    if (made.residual.defined()) backend_->write(carried.residual, made.residual);
+    runner_->run(call.layer, call.scale, args, writes ? carried : CarriedKeys{});
   }
 
   /// What is followed blindly by the kernels is checked: sizes, and on the CPU every key.
@@ -333,7 +329,7 @@ class PlanKernel {
       throw Error(ErrorKind::usage,
                   fmt::format("attention: what is carried does not belong to layer {} of plan {} with q {}", call.layer,
                               plan_.name, to_string(args.q.shape())));
-    if (carried.choice.place() == Place::device) return;
+    if (carried.choice.place() == Place::device || call.scale == method.decision_scale) return;
     const auto* keys = carried.choice.data<std::int32_t>();
     for (std::int64_t i = 0; i < carried.choice.size(); ++i)
       if (keys[i] < 0 || keys[i] >= keys_[method.decision_scale])

@@ -15,6 +15,7 @@
 #include "attention/key_lists.h"
 #include "attention/token_order.h"
 #include "core/tensor.h"
+#include "sparvar/error.h"
 
 namespace sparvar {
 
@@ -245,20 +246,20 @@ class Backend {
   /// The same with lists that many calls share; a recorded program takes no others.
   virtual AttentionListsPtr prepare_lists(const QueryTiles& tiles, const KeyLists& lists) = 0;
   virtual void attention(AttentionArgs& args, const AttentionLists& lists) = 0;
-  /// I32 [rows of sums, counts[0]]: of f32 sums [lists, groups, keys] the counts[0] largest of each (list, group), so
-  /// ordered that of the smaller counts (they descend) the largest come first. Of equal sums the lower key; NaN is
-  /// least.
-  virtual Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) = 0;
+  /// choice I32 [lists, groups, counts[0]] = of f32 sums [lists, groups, keys] the counts[0] largest of each (list,
+  /// group), so ordered that of the smaller counts (they descend) the largest come first. Of equal sums the lower key;
+  /// NaN is least.
+  virtual void select_keys(const Tensor& sums, const std::vector<int>& counts, Tensor& choice) = 0;
   /// dense_attention of some rows of the queries, all where `rows` is empty, with statistics, and select_keys of the
   /// column_sums of `groups` of those: out and statistics have a row for each of them, groups count them. Where every
   /// group is one query a device may choose by logits, so that keys whose probabilities round to the same number
   /// differ too.
-  virtual Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
-                                   int keys, const std::vector<int>& counts) {
+  virtual void attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
+                                 int keys, const std::vector<int>& counts, Tensor& choice) {
     AttentionArgs some = args;
     if (!rows.empty()) some.q = gather_queries(args.q, rows);
     dense_attention(some, keys);
-    return select_keys(column_sums(some, groups, keys), counts);
+    select_keys(column_sums(some, groups, keys), counts, choice);
   }
   virtual AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) = 0;
   /// Every tile attends to its list, made of `choice` I32 [B * H, groups, per group]. Adds to `pairs` (I64 [1], may be
@@ -281,10 +282,12 @@ class Backend {
   virtual Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) = 0;
   /// x - rows of `of` [B, n, H, D] -> product_type(); x [B, rows, H, D].
   virtual Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) {
-    return subtract(x, gather_rows(of, rows), product_type());
+    Tensor out = empty(product_type(), x.shape());
+    subtract(x, gather_rows(of, rows), out);
+    return out;
   }
-  /// a - b, any float types -> `out`.
-  virtual Tensor subtract(const Tensor& a, const Tensor& b, DType out) = 0;
+  /// out = a - b, of any float types.
+  virtual void subtract(const Tensor& a, const Tensor& b, Tensor& out) = 0;
   /// Attention over short packed texts: q [B, n, H, D], kv [total, 2, H, D] (type of q), cu_lengths I32 [B + 1] -> [B,
   /// n, H, D]. No text is longer than `longest`, where that is not 0.
   virtual Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
@@ -311,6 +314,15 @@ class Backend {
   virtual Tensor to_nchw(const Tensor& x, float limit) = 0;
   /// [-1, 1] -> U8, floor(255 (x + 1) / 2), clamped; NaN is 0.
   virtual Tensor to_bytes(const Tensor& x) = 0;
+
+ protected:
+  /// Throws Error(usage) where `choice` is not what select_keys writes.
+  static void require_choice(const Tensor& choice, std::int64_t lists, std::int64_t groups, int count) {
+    const Shape expected{lists, groups, count};
+    if (choice.dtype() != DType::i32 || choice.shape() != expected)
+      throw Error(ErrorKind::usage,
+                  "a choice of keys " + to_string(choice.shape()) + ", expected I32 " + to_string(expected));
+  }
 };
 
 inline std::int64_t Backend::working_bytes(const std::function<void()>&) { return 0; }

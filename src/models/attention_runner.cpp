@@ -90,20 +90,18 @@ void AttentionRunner::release() {
   for (auto& decision : decisions_) decision.reset();
 }
 
-CarriedKeys AttentionRunner::carried(int layer) const { return decisions_[layer] ? *decisions_[layer] : CarriedKeys{}; }
-
 void AttentionRunner::carry(int layer, CarriedKeys keys) {
   decisions_[layer] = std::make_unique<CarriedKeys>(std::move(keys));
 }
 
-void AttentionRunner::run(int layer, int scale, AttentionArgs& args) {
+void AttentionRunner::run(int layer, int scale, AttentionArgs& args, const CarriedKeys& decided) {
   if (query_observer_) query_observer_(layer, scale, args);
   const auto start = std::chrono::steady_clock::now();
   const AttentionMethod& method = plan_.method(layer, scale);
   if (const auto* m = std::get_if<CslaAttention>(&method))
     pairs_[scale] += csla(*m, layer, args, scale);
   else if (const auto* m4 = std::get_if<Cs4aAttention>(&method))
-    pairs_[scale] += cs4a(*m4, layer, args, scale);
+    pairs_[scale] += cs4a(*m4, layer, args, scale, decided);
   else if (const auto* mp = std::get_if<ProbeAttention>(&method))
     pairs_[scale] += probe(*mp, layer, args, scale);
   else
@@ -146,8 +144,9 @@ void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionReci
   all_[scale] = args.q.dim(0) * args.q.dim(1) * args.q.dim(2) * keys_[scale];
 }
 
-double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale) {
-  if (scale <= method.decision_scale) return decide(method, layer, args, scale);
+double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale,
+                             const CarriedKeys& decided) {
+  if (scale <= method.decision_scale) return decide(method, layer, args, scale, decided);
   CarriedKeys* decision = decisions_[layer].get();
   if (decision == nullptr)
     throw Error(ErrorKind::usage,
@@ -164,7 +163,8 @@ double AttentionRunner::cs4a(const Cs4aAttention& method, int layer, AttentionAr
   return 0;  // counted on the device
 }
 
-double AttentionRunner::decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale) {
+double AttentionRunner::decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale,
+                               const CarriedKeys& decided) {
   if (scale < method.decision_scale) return dense(args, scale);
   Followed& known = cs4a_[{&method, scale}];
   const std::vector<int> counts = counts_to_choose(method, schedule_);
@@ -181,14 +181,18 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
                    .fixed = {}});
   }
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
-  auto decision = std::make_unique<CarriedKeys>();
-  decision->choice = backend_.attend_and_choose(args, {}, known.recipe.tiles, keys_[scale], counts);
+  auto decision = std::make_unique<CarriedKeys>(decided);
+  if (!decision->choice.defined())
+    decision->choice = backend_.empty(
+        DType::i32, {args.q.dim(0) * args.q.dim(1), known.recipe.tiles.count(), std::int64_t{counts.front()}});
+  backend_.attend_and_choose(args, {}, known.recipe.tiles, keys_[scale], counts, decision->choice);
   args.statistics = Tensor();
   if (method.residual) {
     AttentionArgs sparse = args;
     sparse.out = backend_.empty(args.out.dtype(), args.out.shape());
     attend(sparse, scale, known.prepared, decision->choice);
-    decision->residual = backend_.subtract(args.out, sparse.out, backend_.product_type());
+    if (!decision->residual.defined()) decision->residual = backend_.empty(backend_.product_type(), args.out.shape());
+    backend_.subtract(args.out, sparse.out, decision->residual);
   }
   decisions_[layer] = std::move(decision);
   return 1;
@@ -208,8 +212,10 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   AttentionArgs dense_args = args;
   dense_args.out = backend_.empty(args.out.dtype(), {args.q.dim(0), count, args.q.dim(1), args.q.dim(3)});
   dense_args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), count, 2});
-  const Tensor choice =
-      backend_.attend_and_choose(dense_args, probes, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen});
+  Tensor choice = backend_.empty(DType::i32, {args.q.dim(0) * args.q.dim(1), known.layout.choosers.count(),
+                                              std::int64_t{known.lists.recipe.chosen}});
+  backend_.attend_and_choose(dense_args, probes, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen},
+                             choice);
   show(layer, scale, known.lists, choice);
   attend(args, scale, known.lists.prepared, choice);
   if (method.residual) {

@@ -39,10 +39,10 @@ class AttentionRunner {
   /// Lets go of what is kept between scales, once every program of a walk was recorded.
   void release();
   /// Fills args.out for the queries of `scale`; k and v hold the keys of scales 0 .. scale. Scales must come in order.
-  void run(int layer, int scale, AttentionArgs& args);
-  /// What run() left at the decision scale of a layer, and putting it back before the scales above: for callers that
-  /// keep it themselves. Nothing where nothing was decided.
-  CarriedKeys carried(int layer) const;
+  /// `decided`: where what is decided goes, or undefined for memory of the runner's own.
+  void run(int layer, int scale, AttentionArgs& args, const CarriedKeys& decided = {});
+  /// Puts back what run() decided at the decision scale of a layer, before the scales above: for callers that keep it
+  /// themselves.
   void carry(int layer, CarriedKeys keys);
   /// Pairs computed over pairs there are, and seconds spent, at the scale, all layers together. A device that records
   /// programs leaves the seconds at 0.
@@ -59,9 +59,9 @@ class AttentionRunner {
               const Tensor& cache = {}, int cache_scale = 0);
   void show(int layer, int scale, const Followed& followed, const Tensor& choice) const;
   double csla(const CslaAttention& method, int layer, AttentionArgs& args, int scale);
-  double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
+  double cs4a(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale, const CarriedKeys& decided);
   double probe(const ProbeAttention& method, int layer, AttentionArgs& args, int scale);
-  double decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale);
+  double decide(const Cs4aAttention& method, int layer, AttentionArgs& args, int scale, const CarriedKeys& decided);
 
   Backend& backend_;
   ListObserver observer_;

@@ -138,17 +138,17 @@ class HostSide final : public Backend {
   Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) override {
     return down(device_->gather_queries(up(x), rows));
   }
-  Tensor subtract(const Tensor& a, const Tensor& b, DType out) override {
-    return down(device_->subtract(up(a), up(b), out));
+  void subtract(const Tensor& a, const Tensor& b, Tensor& out) override {
+    change(out, [&](Tensor& o) { device_->subtract(up(a), up(b), o); });
   }
-  Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override {
-    return down(device_->select_keys(up(sums), counts));
+  void select_keys(const Tensor& sums, const std::vector<int>& counts, Tensor& choice) override {
+    change(choice, [&](Tensor& c) { device_->select_keys(up(sums), counts, c); });
   }
-  Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
-                           int keys, const std::vector<int>& counts) override {
-    Tensor choice;
-    change(args, [&](AttentionArgs& a) { choice = down(device_->attend_and_choose(a, rows, groups, keys, counts)); });
-    return choice;
+  void attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups, int keys,
+                         const std::vector<int>& counts, Tensor& choice) override {
+    change(choice, [&](Tensor& c) {
+      change(args, [&](AttentionArgs& a) { device_->attend_and_choose(a, rows, groups, keys, counts, c); });
+    });
   }
   Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) override {
     return down(device_->minus_rows(up(x), up(of), rows));

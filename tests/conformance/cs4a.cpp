@@ -118,10 +118,15 @@ class Cs4aRun {
   Judged residual(const Judged& dense, const Judged& sparse, const Tensor& expected) const;
   void add_residual(Judged& out, const Judged& cache, int k) const;
   void judge(const std::string& name, const Judged& found, const Tensor& expected) const;
+  Tensor selected(const Tensor& sums, const Cs4aAttention& method) const {
+    const std::vector<int> counts = counts_to_choose(method, schedule_);
+    Tensor choice = device_.empty(DType::i32, {sums.dim(0), sums.dim(1), std::int64_t{counts.front()}});
+    device_.select_keys(sums, counts, choice);
+    return choice;
+  }
   Tensor choice(const Cs4aAttention& method) const {
     const Tensor& sums = io_.get("colsum");  // [B, H, groups, keys]
-    return device_.select_keys(device_.upload(sums).reshaped({sums.dim(0) * sums.dim(1), sums.dim(2), sums.dim(3)}),
-                               counts_to_choose(method, schedule_));
+    return selected(device_.upload(sums).reshaped({sums.dim(0) * sums.dim(1), sums.dim(2), sums.dim(3)}), method);
   }
   void compare_selected(const std::string& name, const Tensor& choice) const;
 
@@ -189,7 +194,7 @@ void Cs4aRun::decide() {
   }
   report_.within("colsum", device_.download(sums), io_.get("colsum"), bounds);
   compare_selected("selected", choice(method_));
-  if (f32()) compare_selected("selected by own sums", device_.select_keys(sums, counts_to_choose(method_, schedule_)));
+  if (f32()) compare_selected("selected by own sums", selected(sums, method_));
 }
 
 /// Attention to the lists that the device makes of the choice; the pairs it counts are those of the lists.
@@ -209,8 +214,8 @@ Cs4aRun::Judged Cs4aRun::sparse(int k, const ListRecipe& recipe, const Tensor& c
 
 /// `expected` [B, n, H, D]: the fixture's, which the rounding of the difference is a share of.
 Cs4aRun::Judged Cs4aRun::residual(const Judged& dense, const Judged& sparse, const Tensor& expected) const {
-  Judged out{device_.subtract(dense.value, sparse.value, device_.product_type()),
-             Tensor::empty(DType::f32, expected.shape())};
+  Judged out{device_.empty(device_.product_type(), dense.value.shape()), Tensor::empty(DType::f32, expected.shape())};
+  device_.subtract(dense.value, sparse.value, out.value);
   for (std::int64_t i = 0; i < expected.size(); ++i) {
     const double moved = static_cast<double>(dense.bounds.data<float>()[i]) + sparse.bounds.data<float>()[i];
     const double rounding = f32() ? 0 : kBf16Rounding * (std::abs(expected.data<float>()[i]) + moved);

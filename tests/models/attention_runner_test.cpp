@@ -229,11 +229,14 @@ TEST_F(Runner, WhatIsCarriedMayBeKeptByTheCaller) {
   const Tensor expected = args.out.to(DType::f32);
 
   AttentionRunner one(*backend, plan, kSchedule, 2), other(*backend, plan, kSchedule, 2);
-  EXPECT_FALSE(one.carried(1).choice.defined());
-  one.run(1, 4, decision);
-  EXPECT_FALSE(one.carried(0).choice.defined());
+  const std::int64_t groups = group_tiles(kSchedule[4], method.group).count();
+  const CarriedKeys kept{
+      .choice = backend->empty(DType::i32, {kBatch * kHeads, groups, counts_to_choose(method, kSchedule).front()}),
+      .residual = backend->empty(DType::f32, decision.out.shape())};
+  EXPECT_THROW(one.run(1, 4, decision, {.choice = kept.choice.rows(0, 1), .residual = {}}), Error);
+  one.run(1, 4, decision, kept);
   EXPECT_THROW(other.run(1, 5, args), Error) << "nothing is carried";
-  other.carry(1, one.carried(1));
+  other.carry(1, kept);
   backend->fill_zero(args.out);
   other.run(1, 5, args);
   ASSERT_EQ(args.out.size(), expected.size());

@@ -193,13 +193,12 @@ void CpuBackend::attention(AttentionArgs& args, const AttentionRecipe& recipe, c
   attention(args, own.tiles, lists);
 }
 
-Tensor CpuBackend::select_keys(const Tensor& sums, const std::vector<int>& counts) {
+void CpuBackend::select_keys(const Tensor& sums, const std::vector<int>& counts, Tensor& choice) {
+  require_choice(choice, sums.dim(0), sums.dim(1), counts.front());
   const Selection selection =
       sparvar::select_keys(sums.data<float>(), static_cast<int>(sums.dim(0)), static_cast<int>(sums.dim(1)),
                            static_cast<int>(sums.dim(2)), counts.front());
-  Tensor out = Tensor::empty(DType::i32, {sums.dim(0), sums.dim(1), counts.front()});
-  std::copy(selection.keys.begin(), selection.keys.end(), out.data<std::int32_t>());
-  return out;
+  std::copy(selection.keys.begin(), selection.keys.end(), choice.data<std::int32_t>());
 }
 
 Tensor CpuBackend::column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) {
@@ -318,15 +317,23 @@ Tensor CpuBackend::gather_queries(const Tensor& x, const std::vector<std::int32_
   return out;
 }
 
-Tensor CpuBackend::subtract(const Tensor& a, const Tensor& b, DType type) {
-  if (a.size() != b.size())
-    throw Error(ErrorKind::usage, fmt::format("{} and {} differ in size", to_string(a.shape()), to_string(b.shape())));
-  Tensor out = a.to(DType::f32);
-  parallel_ranges(out.size(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i)
-      out.data<float>()[i] -= b.dtype() == DType::f32 ? b.data<float>()[i] : to_float(b.data<BFloat16>()[i]);
+void CpuBackend::subtract(const Tensor& a, const Tensor& b, Tensor& out) {
+  for (const Tensor* other : {&b, static_cast<const Tensor*>(&out)})
+    if (a.size() != other->size())
+      throw Error(ErrorKind::usage,
+                  fmt::format("{} and {} differ in size", to_string(a.shape()), to_string(other->shape())));
+  const auto value = [](const Tensor& x, std::int64_t i) {
+    return x.dtype() == DType::f32 ? x.data<float>()[i] : to_float(x.data<BFloat16>()[i]);
+  };
+  parallel_ranges(a.size(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float difference = value(a, i) - value(b, i);
+      if (out.dtype() == DType::f32)
+        out.data<float>()[i] = difference;
+      else
+        out.data<BFloat16>()[i] = to_bfloat16(difference);
+    }
   });
-  return type == DType::f32 ? out : out.to(type);
 }
 
 }  // namespace sparvar

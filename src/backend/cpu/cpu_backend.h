@@ -62,14 +62,14 @@ class CpuBackend final : public Backend {
   void attention(AttentionArgs& args, const QueryTiles& tiles, const KeyLists& lists) override;
   AttentionListsPtr prepare_lists(const QueryTiles& tiles, const KeyLists& lists) override;
   void attention(AttentionArgs& args, const AttentionLists& lists) override;
-  Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
+  void select_keys(const Tensor& sums, const std::vector<int>& counts, Tensor& choice) override;
   AttentionRecipePtr prepare_recipe(const ListRecipe& recipe) override;
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) override;
-  Tensor subtract(const Tensor& a, const Tensor& b, DType out) override;
+  void subtract(const Tensor& a, const Tensor& b, Tensor& out) override;
 
   // text.cpp
   Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,

@@ -85,7 +85,7 @@ class CudaBackend final : public Backend {
   Tensor sample_bits(const Tensor& logits, const Tensor& sampling, int scale) override;
   void add_codes(Tensor& summed, const Tensor& bits, Grid tokens, bool patchify) override;
   Tensor codes_to_words(const Tensor& summed, Grid tokens, bool patchify) override;
-  Tensor subtract(const Tensor& a, const Tensor& b, DType type) override;
+  void subtract(const Tensor& a, const Tensor& b, Tensor& out) override;
   Tensor gated_gelu(const Tensor& a, const Tensor& b) override;
 
   // attention.cpp and lists.cpp
@@ -99,9 +99,9 @@ class CudaBackend final : public Backend {
   void attention(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs) override;
   void attention_with_residual(AttentionArgs& args, const AttentionRecipe& recipe, const Tensor& choice, Tensor& pairs,
                                const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
-  Tensor select_keys(const Tensor& sums, const std::vector<int>& counts) override;
-  Tensor attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups,
-                           int keys, const std::vector<int>& counts) override;
+  void select_keys(const Tensor& sums, const std::vector<int>& counts, Tensor& choice) override;
+  void attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows, const QueryTiles& groups, int keys,
+                         const std::vector<int>& counts, Tensor& choice) override;
   Tensor minus_rows(const Tensor& x, const Tensor& of, const std::vector<std::int32_t>& rows) override;
   Tensor column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) override;
   void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override;

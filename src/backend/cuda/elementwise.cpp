@@ -80,11 +80,10 @@ Tensor CudaBackend::codes_to_words(const Tensor& summed, Grid tokens, bool patch
   return words;
 }
 
-Tensor CudaBackend::subtract(const Tensor& a, const Tensor& b, DType type) {
+void CudaBackend::subtract(const Tensor& a, const Tensor& b, Tensor& out) {
   check_sizes(a, b);
-  Tensor out = empty(type, a.shape());
-  if (computes()) cuda::subtract(a.raw(), a.dtype(), b.raw(), b.dtype(), out.raw(), type, a.size(), stream_);
-  return out;
+  check_sizes(a, out);
+  if (computes()) cuda::subtract(a.raw(), a.dtype(), b.raw(), b.dtype(), out.raw(), out.dtype(), a.size(), stream_);
 }
 
 Tensor CudaBackend::gated_gelu(const Tensor& a, const Tensor& b) {

@@ -475,7 +475,8 @@ Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& gro
   return out;
 }
 
-Tensor CudaBackend::select_keys(const Tensor& sums, const std::vector<int>& counts) {
+void CudaBackend::select_keys(const Tensor& sums, const std::vector<int>& counts, Tensor& choice) {
+  require_choice(choice, sums.dim(0), sums.dim(1), counts.front());
   const auto keys = static_cast<int>(sums.dim(2));
   if (keys > most_selected_keys() || static_cast<int>(counts.size()) > kMostCounts)
     refuse_plan(fmt::format("it cannot choose among {} keys, {} at most", keys, most_selected_keys()));
@@ -483,15 +484,14 @@ Tensor CudaBackend::select_keys(const Tensor& sums, const std::vector<int>& coun
   std::vector<int> added;
   for (std::size_t i = counts.size(); i-- > 0;)
     added.push_back(counts[i] - (i + 1 < counts.size() ? counts[i + 1] : 0));
-  Tensor out = empty(DType::i32, {sums.dim(0), sums.dim(1), counts.front()});
   if (computes())
     cuda::select_keys(sums.data<float>(), sums.dim(0) * sums.dim(1), keys, added.data(), static_cast<int>(added.size()),
-                      out.data<std::int32_t>(), stream_);
-  return out;
+                      choice.data<std::int32_t>(), stream_);
 }
 
-Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows,
-                                      const QueryTiles& groups, int keys, const std::vector<int>& counts) {
+void CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std::int32_t>& rows,
+                                    const QueryTiles& groups, int keys, const std::vector<int>& counts,
+                                    Tensor& choice) {
   check_args(args, keys);
   bool single = true;
   for (int g = 0; g < groups.count(); ++g) single = single && groups.rows_in(g) == 1;
@@ -500,10 +500,10 @@ Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std
   if (older_.choice || !hopper_ || !single || counts.size() != 1 || counts[0] > ChooseOfLogits::kMostChosen ||
       stride > ChooseOfLogits::kMostKeys || args.q.dtype() != DType::bf16 ||
       !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) || !shares_out_keys(args, keys))
-    return Backend::attend_and_choose(args, rows, groups, keys, counts);
+    return Backend::attend_and_choose(args, rows, groups, keys, counts, choice);
   const std::int64_t queries = args.statistics.dim(2);
+  require_choice(choice, heads, groups.count(), counts[0]);
   const Tensor row_of = kept_rows(groups.rows);
-  Tensor choice = empty(DType::i32, {heads, groups.count(), counts[0]});
   Tensor logits = empty(DType::f32, {heads, queries, stride});
   Tensor largest = empty(DType::f32, {heads, queries, stride / LogitRows::kGroup});
   const LogitRows logit_rows{.queries = static_cast<int>(queries),
@@ -520,7 +520,6 @@ Tensor CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std
                       .row_of = row_of.data<std::int32_t>(),
                       .choice = choice.data<std::int32_t>()},
                      stream_);
-  return choice;
 }
 
 void CudaBackend::add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) {
