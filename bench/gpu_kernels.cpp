@@ -229,20 +229,27 @@ nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cuda
 constexpr int kSamples = 9;
 
 /// Dense attention that a device may do by itself or leave to cuDNN.
-const std::vector<Heads> kMiddleHeads = {{2, 28, 128, 144, 265},  {2, 28, 128, 256, 521},  {2, 28, 128, 400, 921},
-                                         {2, 28, 128, 576, 1497}, {2, 16, 128, 256, 521},  {2, 16, 128, 400, 921},
-                                         {2, 16, 128, 576, 1497}, {2, 16, 128, 1024, 2521}};
+const std::vector<Heads> kMiddleHeads = {{2, 28, 128, 144, 265},   {2, 28, 128, 256, 521},   {2, 28, 128, 400, 921},
+                                         {2, 28, 128, 576, 1497},  {2, 28, 128, 1024, 2521}, {2, 28, 128, 1600, 4121},
+                                         {2, 28, 128, 2304, 6425}, {2, 16, 128, 256, 521},   {2, 16, 128, 400, 921},
+                                         {2, 16, 128, 576, 1497},  {2, 16, 128, 1024, 2521}, {2, 16, 128, 1600, 4121}};
 
-double dense_us(const Heads& h, Backend& device) {
+/// `tile`: queries that take all keys together, as a list; 0: as the device does it.
+double dense_us(const Heads& h, Backend& device, int tile = 0) {
   AttentionArgs args{.q = device.random(DType::bf16, {h.batch, h.heads, h.queries, h.dim}, 1, 1.0F),
                      .k = device.random(DType::bf16, {h.batch, h.heads, h.keys, h.dim}, 2, 1.0F),
                      .v = device.random(DType::bf16, {h.batch, h.heads, h.keys, h.dim}, 3, 1.0F),
                      .out = device.empty(DType::bf16, {h.batch, h.queries, h.heads, h.dim}),
                      .scale = 0.1F,
                      .statistics = {}};
+  AttentionListsPtr lists;
+  if (tile > 0) {
+    const QueryTiles tiles = row_tiles(h.queries, tile);
+    lists = device.prepare_lists(tiles, all_keys(tiles, h.keys));
+  }
   constexpr int kCalls = 16;
   const auto body = [&] {
-    for (int i = 0; i < kCalls; ++i) device.dense_attention(args, h.keys);
+    for (int i = 0; i < kCalls; ++i) lists ? device.attention(args, *lists) : device.dense_attention(args, h.keys);
   };
   device.reserve(body);
   const ProgramPtr program = device.program(body);
@@ -551,6 +558,9 @@ void run(const std::set<std::string>& sections) {
           {{"attention", fmt::format("{}x{} heads of {}, {} x {}", h.batch, h.heads, h.dim, h.queries, h.keys)},
            {"own_us", dense_us(h, *backend)},
            {"gathered_us", dense_us(h, *gathers)},
+           {"tiles_of_64_us", dense_us(h, *backend, 64)},
+           {"tiles_of_128_us", dense_us(h, *backend, 128)},
+           {"tiles_of_192_us", dense_us(h, *backend, 192)},
            {"cudnn_us", dense_us(h, *other)}});
     const std::unique_ptr<Backend> chooses =
         make_cuda_backend({.compute = DType::bf16, .device = 0, .choices = std::make_shared<Remembered>()}, why);

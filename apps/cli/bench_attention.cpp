@@ -17,15 +17,11 @@
 namespace sparvar::cli {
 namespace {
 
-/// Attention by the own kernel where the engine takes cuDNN's: --own-dense.
-constexpr const char* kOwnDense = "dense, own kernel";
-
 struct Settings {
   std::vector<std::string> plans = {"dense", "csla", "sparvar"};
   std::vector<int> scales;  // empty: the last
   std::string geometry, device = "auto";
   int batch = 2, heads = 4, dim = 128;
-  bool own_dense = false;
   std::vector<TokenOrder> orders = {{}};
   BenchGrid grid;
 };
@@ -37,7 +33,6 @@ struct Case {
   Precision precision = Precision::bf16;
   int threads = 0;
   TokenOrder order;
-  bool own_dense = false;
 };
 
 PipelineOptions options_of(const Settings& settings, Precision precision, int threads) {
@@ -50,11 +45,10 @@ PipelineOptions options_of(const Settings& settings, Precision precision, int th
 
 std::string command_of(const Settings& settings, const Case& of) {
   return fmt::format(
-      "sparvar bench attention --device {} --attention {}{} --token-order {} --scale {} --dtype {} --threads {}{} "
+      "sparvar bench attention --device {} --attention {} --token-order {} --scale {} --dtype {} --threads {}{} "
       "--batch {} "
       "--heads {} --dim {} -r {}",
-      settings.device, shell_word(of.plan), of.own_dense ? " --own-dense" : "", name_of(of.order), of.scale,
-      name_of(of.precision), of.threads,
+      settings.device, shell_word(of.plan), name_of(of.order), of.scale, name_of(of.precision), of.threads,
       settings.geometry.empty() ? "" : " --geometry " + shell_word(settings.geometry), settings.batch, settings.heads,
       settings.dim, settings.grid.repeat);
 }
@@ -71,7 +65,7 @@ ScaleSchedule schedule_of(Settings& settings) {
 nlohmann::ordered_json row_of(const Settings& settings, const Case& of, const AttentionTime& time,
                               const Ceilings& ceilings, const std::string& backend) {
   const auto percent = [](double part, double whole) { return 100 * part / whole; };
-  nlohmann::ordered_json row = {{"attention", of.own_dense ? kOwnDense : of.plan},
+  nlohmann::ordered_json row = {{"attention", of.plan},
                                 {"scale", of.scale},
                                 {"queries", time.queries},
                                 {"keys", time.keys},
@@ -110,21 +104,12 @@ class AttentionBench {
       : settings_(settings), schedule_(std::move(schedule)) {}
 
   void measure(Precision precision, int threads) {
-    const PipelineOptions options = options_of(settings_, precision, threads);
-    const Device device = open_device(options);
-    Device own;
-    if (settings_.own_dense && !device.gpu)
-      throw Error(ErrorKind::usage, "--own-dense: on the CPU dense attention is the engine's own kernel");
-    if (settings_.own_dense) own = open_device(options, false, false);
+    const Device device = open_device(options_of(settings_, precision, threads));
     const Ceilings ceilings = measure_ceilings(*device.backend);
     for (const int scale : settings_.scales)
       for (const TokenOrder& order : settings_.orders)
-        for (const std::string& plan : settings_.plans) {
-          Case of{plan, scale, precision, device.gpu ? 1 : threads, order, false};
-          add(*device.backend, of, ceilings);
-          of.own_dense = own.backend != nullptr && plan == "dense";
-          if (of.own_dense) add(*own.backend, of, ceilings);
-        }
+        for (const std::string& plan : settings_.plans)
+          add(*device.backend, {plan, scale, precision, device.gpu ? 1 : threads, order}, ceilings);
   }
   const BenchTable& table() const { return table_; }
 
@@ -181,8 +166,6 @@ void add_bench_attention(CLI::App& group, Action& chosen) {
   add_number(*command, "--batch", settings->batch, Range<int>{1, 64}, "Pictures and their unconditional halves (2)");
   add_number(*command, "--heads", settings->heads, Range<int>{1, 256}, "Heads (4)")->excludes(geometry);
   add_number(*command, "--dim", settings->dim, Range<int>{8, 256}, "Channels of a head (128)")->excludes(geometry);
-  command->add_flag("--own-dense", settings->own_dense,
-                    "On a GPU a further row: dense attention by the engine's own kernel, where it takes cuDNN's");
   add_token_orders(*command, settings->orders);
   add_bench_grid(*command, settings->grid);
   command->callback([settings, &chosen] { chosen = [settings] { bench(*settings); }; });

@@ -64,11 +64,10 @@ def attention(
         raise UsageError("attention: the kernels have no gradients; call within torch.no_grad(), or detach q, k and v")
     step = step_of(plan, layer, scale_index, state)
     on_gpu = q.device.type == "cuda"
-    if (
-        on_gpu and isinstance(plan, Plan) and plan.method(layer, scale_index) == "dense"
-    ):  # PyTorch's own is at home there
+    if on_gpu and isinstance(plan, Plan) and plan.method(layer, scale_index) == "dense":
         _require_keys(q, k, v, plan, scale_index)
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        if not _dense_is_ours(q, k, v):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
     which = (plan.key, layer, scale_index, scale, threads)
     if step in ("lists", "probe"):
         return cast("Tensor", _OPS.attend.default(q, k, v, *which))
@@ -78,6 +77,19 @@ def attention(
         carrying.layers[layer] = (choice, residual)
         return cast("Tensor", out)
     return cast("Tensor", _OPS.attend_following.default(q, k, v, *carrying.of(layer), *which))
+
+
+def _dense_is_ours(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Is a dense scale the kernel's and not PyTorch's? On Hopper it is faster where there is much to do; PyTorch takes
+    less of the host, and tensors that lie in memory in any way."""
+    enough = 4e9  # multiply-adds of a product
+    batch, heads, queries, channels = q.shape
+    if q.dtype != torch.bfloat16 or channels not in (64, 80, 96, 112, 128):
+        return False
+    if batch * heads * queries * k.shape[2] * channels < enough or not q.is_contiguous():
+        return False
+    row = (k.stride(0) == heads * k.stride(1), k.stride(1) % channels == 0, k.stride()[2:] == (channels, 1))
+    return all(row) and v.stride() == k.stride() and torch.cuda.get_device_capability(q.device) == (9, 0)
 
 
 def _require_keys(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale_index: int) -> None:

@@ -257,6 +257,21 @@ def test_a_gpu_keeps_no_memory():
 
 
 @pytest.mark.gpu
+def test_large_dense_scales_on_a_gpu():
+    schedule = [(side, side) for side in (1, 2, 4, 8, 16, 24, 32)]
+    keys = sum(h * w for h, w in schedule)
+    q = torch.randn(2, 16, 32 * 32, 128, device="cuda", dtype=torch.bfloat16)
+    cache = torch.randn(2, 2, 16, keys + 7, 128, device="cuda", dtype=torch.bfloat16)
+    k, v = cache[0, :, :, :keys], cache[1, :, :, :keys]
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    plan = plans.dense(schedule)
+    strided = q.transpose(1, 2).contiguous().transpose(1, 2)  # for PyTorch's own
+    for queries in (q, strided):
+        got = sparvar.attention(queries, k, v, plan=plan, scale_index=6)
+        assert (got.float() - expected.float()).abs().max() < 1e-2
+
+
+@pytest.mark.gpu
 def test_a_gpu_compiles_too():
     torch._dynamo.reset()
     q, k, v = tensors(12, 5, "cuda", torch.bfloat16, channels=64)

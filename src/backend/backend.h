@@ -95,6 +95,7 @@ struct NormArgs {
   float one_plus = 0.0F;  // 1 for a modulation, whose scale is a difference from 1
   float eps = 1e-6F;
   DType out = DType::f32;  // or bf16, or the `input` of the layer that reads it
+  bool settled = false;    // scale, shift and gate are weights, or results of a program before this one
 };
 
 /// A fixed sequence of operations on fixed tensors. Values of the tensors may change between runs, nothing else.
@@ -289,9 +290,10 @@ class Backend {
   /// out = a - b, of any float types.
   virtual void subtract(const Tensor& a, const Tensor& b, Tensor& out) = 0;
   /// Attention over short packed texts: q [B, n, H, D], kv [total, 2, H, D] (type of q), cu_lengths I32 [B + 1] -> [B,
-  /// n, H, D]. No text is longer than `longest`, where that is not 0.
+  /// n, H, D]. No text is longer than `longest`, where that is not 0. `settled`: kv and cu_lengths are results of a
+  /// program before this one.
   virtual Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
-                                 float scale) = 0;
+                                 float scale, bool settled) = 0;
   /// Text self attention, one text: q, k, v [T, H, D] f32, bias f32 [H, T, T] added to the logits; keys from *length
   /// (I32 [1]) on are not seen -> f32 [T, H, D].
   virtual Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
@@ -343,14 +345,12 @@ struct CudaOptions {
   bool planning = false;
   /// false: on Hopper too, attend to lists of keys with the kernel of sm_80, to test and compare it.
   bool hopper = true;
-  /// false: dense attention and convolutions by the own kernels at every size, to compare them.
-  bool cudnn = true;
   /// Null: products take the fastest algorithm that gives the bits of the library's favourite.
   std::shared_ptr<ProductChoices> choices = {};
   /// Kernels that newer ones replace, to test and time both.
   struct Older {
     bool choice = false;    // a single query chooses its keys by column sums, not by its logits
-    bool dense = false;     // dense attention in the middle between few and many queries is cuDNN's
+    bool dense = false;     // dense attention of many queries is cuDNN's where it is there
     bool epilogue = false;  // a resized residual is added by a kernel of its own
     bool residual = false;  // rows are gathered, then subtracted
     bool boxes = false;     // keys in a row are gathered like any other

@@ -42,7 +42,7 @@ void check_weight_format(const PipelineOptions& options) {
     throw Error(ErrorKind::usage, "fp8 weights need a Hopper GPU: take --device cuda, or --weights bf16");
 }
 
-Device open_device(const PipelineOptions& options, bool planning, bool cudnn) {
+Device open_device(const PipelineOptions& options, bool planning) {
   const DType compute = options.precision == Precision::f32 ? DType::f32 : DType::bf16;
   const bool fp8 = options.weights == WeightFormat::fp8;
   check_weight_format(options);
@@ -54,7 +54,6 @@ Device open_device(const PipelineOptions& options, bool planning, bool cudnn) {
                                         .fp8 = fp8,
                                         .planning = planning,
                                         .hopper = true,
-                                        .cudnn = cudnn,
                                         .choices = product_choices_of_environment()},
                                        device.why_no_gpu);
     device.gpu = device.backend != nullptr;

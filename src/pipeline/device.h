@@ -16,9 +16,9 @@ struct Device {
 };
 
 /// "auto", "cpu", "cuda" or "cuda:N" of the options. Throws Error(usage) for another name and Error(system) where a GPU
-/// was asked for that is not there. Weights as_stored are taken for plain. `planning`, `cudnn`: as CudaOptions; a CPU
-/// is given as it is.
-Device open_device(const PipelineOptions& options, bool planning = false, bool cudnn = true);
+/// was asked for that is not there. Weights as_stored are taken for plain. `planning`: as CudaOptions; a CPU is given
+/// as it is.
+Device open_device(const PipelineOptions& options, bool planning = false);
 
 /// Of the options, or as_stored decided: fp8 where the folder's weights are (`stored_fp8`) and the device can.
 WeightFormat weights_for(const PipelineOptions& options, bool stored_fp8);

@@ -167,9 +167,9 @@ class HostSide final : public Backend {
     });
     if (pairs.defined()) pairs = down(counted);
   }
-  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, std::int64_t longest,
-                         float scale) override {
-    return down(device_->cross_attention(up(q), up(kv), up(lengths), longest, scale));
+  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, std::int64_t longest, float scale,
+                         bool settled) override {
+    return down(device_->cross_attention(up(q), up(kv), up(lengths), longest, scale, settled));
   }
   Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                           const Tensor& length) override {

@@ -128,7 +128,7 @@ TEST_P(Operations, CrossAttentionOverTextsOfDifferentLength) {
     for (const auto& [n, heads, dim] : {std::array{1L, 2L, 64L}, std::array{50L, 4L, 16L}, std::array{33L, 3L, 20L}}) {
       const Tensor q = random_tensor({3, n, heads, dim}, seed).to(GetParam()),
                    kv = random_tensor({70, 2, heads, dim}, seed + 1).to(GetParam());
-      const Tensor found = backend->cross_attention(q, kv, lengths, longest, 0.3F).to(DType::f32);
+      const Tensor found = backend->cross_attention(q, kv, lengths, longest, 0.3F, false).to(DType::f32);
       const Tensor qf = q.to(DType::f32), kvf = kv.to(DType::f32);
       double worst = 0;
       for (std::int64_t r = 0; r < 3 * n; ++r)

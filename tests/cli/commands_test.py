@@ -242,7 +242,7 @@ class Bench(CommandTest):
             self.assertEqual(row[key], str(rows[3][key]), key)
         self.assertEqual(row["commit"], report["commit"])
 
-    def test_own_dense_and_own_sparse(self):
+    def test_dense_beside_sparse(self):
         text = self.ok("bench", "attention", "--device", "cpu", "--attention", "dense,probe,cs4a", "--scale", 10, "--heads", 1, "--dim", 32,
                        "-r", 1, "--format", "md", "--quiet").stdout.decode()
         table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
@@ -340,7 +340,6 @@ class Bench(CommandTest):
             (["model", "--dtype", "f32", "--weights", "fp8", "--device", "cpu", "--quiet"], "--dtype bf16"),
             (["attention", "--format", "xml"], "--format", "csv"),
             (["attention", "--repaet", "3"], "bench attention", "--repeat"),
-            (["attention", "--device", "cpu", "--own-dense", "--quiet"], "--own-dense"),
             (["attention", "--device", "gpu"], "gpu", "cuda"),
             (["attention", "--token-order", "8"], "--token-order", "HxW"),
             (["attention", "--token-order", "8x0"], "--token-order", "0"),

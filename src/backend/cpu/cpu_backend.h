@@ -72,8 +72,8 @@ class CpuBackend final : public Backend {
   void subtract(const Tensor& a, const Tensor& b, Tensor& out) override;
 
   // text.cpp
-  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
-                         float scale) override;
+  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest, float scale,
+                         bool settled) override;
   Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                           const Tensor& length) override;
   Tensor gated_gelu(const Tensor& a, const Tensor& b) override;

@@ -57,8 +57,8 @@ void attend(const float* q, const float* k, const float* v, std::int64_t keys, s
 
 }  // namespace
 
-Tensor CpuBackend::cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, std::int64_t,
-                                   float scale) {
+Tensor CpuBackend::cross_attention(const Tensor& q, const Tensor& kv, const Tensor& lengths, std::int64_t, float scale,
+                                   bool) {
   const std::vector<std::int32_t> cu_lengths(lengths.data<std::int32_t>(),
                                              lengths.data<std::int32_t>() + lengths.size());
   const std::int64_t n = q.dim(1), heads = q.dim(2), dim = q.dim(3);

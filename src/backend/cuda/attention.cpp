@@ -1,4 +1,4 @@
-// Attention: q, k, v out of the projection, dense attention through the faster of cuDNN and our kernel, texts.
+// Attention: q, k, v out of the projection, dense attention by our kernels or cuDNN's, texts.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,8 +8,6 @@
 #include "backend/cuda/kernels/kernels.h"
 
 namespace sparvar::cuda {
-namespace {}  // namespace
-
 void check_args(const AttentionArgs& args, int keys) {
   const std::int64_t dim = args.q.dim(-1);
   if (args.k.shape() != args.v.shape() || args.k.dim(0) != args.q.dim(0) || args.k.dim(1) != args.q.dim(1) ||
@@ -42,8 +40,8 @@ Cudnn::AttentionShape cudnn_shape(const DenseAttention& a) {
           .statistics = a.statistics != nullptr};
 }
 
-/// Below this many multiply-adds our kernel is as fast; and a model this narrow is done before cuDNN has started.
-constexpr double kWorthCudnn = 2e8;
+/// Below this many multiply-adds attention.cu is as fast; and a model this narrow is done before cuDNN has started.
+constexpr double kMuchWork = 2e8;
 constexpr std::int64_t kNarrow = 512;  // heads times channels of a head
 /// So few queries of each head do not fill a GPU: their keys are shared out.
 constexpr std::int64_t kFewQueries = 256;
@@ -135,10 +133,10 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
                             .statistics = args.statistics.defined() ? args.statistics.data<float>() : nullptr};
   const double work = static_cast<double>(call.batch * heads) * static_cast<double>(queries) * keys * dim;
   if (shares_out_keys(args, keys)) return attend_in_parts(args, keys);
-  const bool wide = call.type == DType::bf16 && work >= kWorthCudnn && heads * dim > kNarrow;
-  if (const int tile = wide ? tile_for_all_keys(args, keys) : 0; tile > 0)
+  if (const int tile = work >= kMuchWork ? tile_for_all_keys(args, keys) : 0; tile > 0)
     return attend_parts(args, call.queries, keys, 1, tile);
-  if (!planning_ && wide && cudnn() != nullptr) {
+  const bool worth_cudnn = call.type == DType::bf16 && work >= kMuchWork && heads * dim > kNarrow;
+  if (!planning_ && worth_cudnn && cudnn() != nullptr) {
     const Cudnn::AttentionShape shape = cudnn_shape(call);
     if (cudnn()->supports_attention(shape)) {
       Tensor scratch = empty(DType::u8, {cudnn()->attention_workspace(shape)});
@@ -155,7 +153,7 @@ void CudaBackend::dense_attention(AttentionArgs& args, int keys) {
 }
 
 Tensor CudaBackend::cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
-                                    float scale) {
+                                    float scale, bool settled) {
   const std::int64_t n = q.dim(1);
   const std::int64_t heads = q.dim(2);
   const std::int64_t dim = q.dim(3);
@@ -164,8 +162,9 @@ Tensor CudaBackend::cross_attention(const Tensor& q, const Tensor& kv, const Ten
     throw Error(ErrorKind::usage, fmt::format("cross attention: queries {} do not fit keys {} of {} texts",
                                               to_string(q.shape()), to_string(kv.shape()), cu_lengths.size() - 1));
   if (q.dtype() == DType::bf16 && !fits_tensor_cores(dim))
-    return converted(cross_attention(converted(q, DType::f32), converted(kv, DType::f32), cu_lengths, longest, scale),
-                     q.dtype());
+    return converted(
+        cross_attention(converted(q, DType::f32), converted(kv, DType::f32), cu_lengths, longest, scale, false),
+        q.dtype());
   Tensor out = empty(q.dtype(), q.shape());
   if (!computes()) return out;
   const auto* keys = kv.data<std::byte>();
@@ -180,6 +179,7 @@ Tensor CudaBackend::cross_attention(const Tensor& q, const Tensor& kv, const Ten
                          .queries = static_cast<int>(n),
                          .keys = 0,
                          .cu_lengths = cu_lengths.data<std::int32_t>(),
+                         .settled = settled && recording_,
                          .most_keys = static_cast<int>(longest),
                          .q_batch = n * width,
                          .q_row = width,

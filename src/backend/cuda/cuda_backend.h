@@ -107,8 +107,8 @@ class CudaBackend final : public Backend {
   void add_resized(Tensor& out, const Tensor& cache, const TokenMap& from, const TokenMap& to) override;
   Tensor gather_rows(const Tensor& x, const std::vector<std::int32_t>& rows) override;
   Tensor gather_queries(const Tensor& x, const std::vector<std::int32_t>& rows) override;
-  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
-                         float scale) override;
+  Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest, float scale,
+                         bool settled) override;
   Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                           const Tensor& length) override;
 
@@ -139,6 +139,7 @@ class CudaBackend final : public Backend {
   void attend_parts(const AttentionArgs& args, int queries, int keys, int parts, int per_tile,
                     const LogitRows& logits = {}, const Tensor& rows = {});
   void attend_in_parts(AttentionArgs& args, int keys, const LogitRows& logits = {}, const Tensor& rows = {});
+  /// Queries of a tile with which attend_parts is fastest; 0 where it cannot do it.
   int tile_for_all_keys(const AttentionArgs& args, int keys) const;
   Tensor kept(const void* values, DType type, std::int64_t count);
   Tensor kept_rows(const std::vector<std::int32_t>& rows);
@@ -170,6 +171,7 @@ class CudaBackend final : public Backend {
   struct Parts {
     Tensor pieces, ranges, rows, keys;
     int count = 0;  // pieces
+    int whole = 0;  // the first so many
   };
   std::map<std::array<int, 4>, Parts> parts_;
   std::map<std::vector<std::int32_t>, Tensor> kept_rows_;

@@ -32,7 +32,7 @@ std::int64_t period_of(const char* what, const Tensor& x, const Tensor& parts) {
   return rows / count;
 }
 
-RowNorm row_norm(const Tensor& x, const NormArgs& args) {
+RowNorm row_norm(const Tensor& x, const NormArgs& args, bool recording) {
   const Tensor& parts = args.scale.defined() ? args.scale : args.shift;
   const std::int64_t period = period_of("norm", x, parts);
   if (args.scale.defined() && args.shift.defined() && args.scale.size() != args.shift.size())
@@ -45,7 +45,8 @@ RowNorm row_norm(const Tensor& x, const NormArgs& args) {
           .shift = floats(args.shift),
           .scale_offset = args.one_plus,
           .eps = args.eps,
-          .centred = true};
+          .centred = true,
+          .settled = args.settled && recording};
 }
 
 void check_residual(const Tensor& residual, const Tensor& y) {
@@ -161,7 +162,7 @@ void CudaBackend::add_gated(Tensor& residual, const Tensor& y, const Tensor& gat
 }
 
 Tensor CudaBackend::layer_norm(const Tensor& x, const NormArgs& args) {
-  RowNorm norm = row_norm(x, args);
+  RowNorm norm = row_norm(x, args, recording_);
   Tensor out = empty(args.out, x.shape());
   if (args.out == DType::e4m3) norm.out_scales = scales_of(out);
   if (computes()) normalise(norm, x.data<float>(), out.raw(), args.out, stream_);
@@ -170,7 +171,7 @@ Tensor CudaBackend::layer_norm(const Tensor& x, const NormArgs& args) {
 
 Tensor CudaBackend::add_gated_norm(Tensor& residual, const Tensor& y, const Tensor& gate, const NormArgs& args) {
   check_residual(residual, y);
-  RowNorm norm = row_norm(residual, args);
+  RowNorm norm = row_norm(residual, args, recording_);
   const std::int64_t period = period_of("gate", residual, gate);
   Tensor out = empty(args.out, residual.shape());
   if (args.out == DType::e4m3) norm.out_scales = scales_of(out);

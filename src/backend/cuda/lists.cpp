@@ -372,6 +372,7 @@ const CudaBackend::Parts& CudaBackend::parts_of(int queries, int keys, int parts
   known.keys = kept(all.data(), DType::i32, static_cast<std::int64_t>(all.size()));
   known.rows = kept(tiles.rows.data(), DType::i32, queries);
   known.count = parts * tiles.count();
+  known.whole = parts == 1 ? queries / per_tile : 0;
   return known;
 }
 
@@ -387,6 +388,7 @@ void CudaBackend::attend_parts(const AttentionArgs& args, int queries, int keys,
   call.in_order = rows.defined();
   call.keys = address<std::int32_t>(known.keys);
   call.tile_count = known.count;
+  call.whole_tiles = known.whole;
   call.list_tiles = parts;
   call.most_queries = std::min(queries, per_tile);
   call.logits = logits;
@@ -413,26 +415,38 @@ void CudaBackend::attend_in_parts(AttentionArgs& args, int keys, const LogitRows
                 args.statistics.data<float>(), stream_);
 }
 
-/// Queries of a tile with which attend_parts is likely to be faster than cuDNN: in the middle between so few that
-/// neither fills a GPU, and so many that cuDNN's larger tiles gain. 0: none.
+namespace {
+
+/// What attend_parts takes with tiles of so many queries: microseconds besides the keys, and nanoseconds for each key
+/// of a tile in each round of all multiprocessors. Fitted to an H200 with heads of 128, 144 x 265 to 4096 x 10521
+/// (gpu_kernels middle); what counts is how they compare.
+struct TileCost {
+  int queries, blocks;  // of a multiprocessor
+  double fixed_us, key_ns;
+};
+constexpr TileCost kTileCosts[] = {{64, 2, 4.5, 15.3}, {128, 1, 5.5, 13.7}, {192, 1, 5, 19.4}};
+
+double microseconds(const TileCost& tile, const AttentionArgs& args, int keys, int multiprocessors) {
+  constexpr double kRagged = 0.6;  // of a round, where only tiles with fewer queries are left
+  const std::int64_t heads = args.q.dim(0) * args.q.dim(1), queries = args.q.dim(2);
+  const std::int64_t slots = std::int64_t{tile.blocks} * multiprocessors;
+  const auto rounds = [&](std::int64_t tiles) { return static_cast<double>((tiles + slots - 1) / slots); };
+  const double whole = std::max(rounds(heads * (queries / tile.queries)), 1.0);
+  const double all = rounds(heads * ((queries + tile.queries - 1) / tile.queries));
+  const double key_ns =
+      tile.key_ns * static_cast<double>(args.q.dim(3) + 80) / 208;  // exponentials do not depend on it
+  return tile.fixed_us + key_ns * 1e-3 * keys * (whole + kRagged * (all - whole));
+}
+
+}  // namespace
+
 int CudaBackend::tile_for_all_keys(const AttentionArgs& args, int keys) const {
-  constexpr double kMostWork = 8e9;  // multiply-adds of a product
-  constexpr double kFilled = 0.7;    // of the blocks of the last round
-  constexpr double kWide = 1.3;      // how much faster 128 queries that share keys are done than twice 64
-  const auto dim = static_cast<int>(args.q.dim(3));
-  const auto heads = static_cast<double>(args.q.dim(0) * args.q.dim(1));
-  const auto queries = static_cast<int>(args.q.dim(2));
-  if (older_.dense || !hopper_ || args.q.dtype() != DType::bf16 || !hopper_takes_heads_of(dim) ||
-      heads * queries * keys * dim > kMostWork)
+  if (older_.dense || !hopper_ || args.q.dtype() != DType::bf16 ||
+      !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))))
     return 0;
-  // Rounds of 128 queries on every multiprocessor.
-  const auto rounds = [&](int tile) {
-    return heads * ((queries + tile - 1) / tile) * tile / 128 / gpu_.multiprocessors;
-  };
-  const double narrow = std::ceil(rounds(64)), wide = std::ceil(rounds(128)) / kWide;
-  const int tile = wide < narrow ? 128 : 64;
-  const double useful = heads * queries / 128 / gpu_.multiprocessors;
-  return useful / std::ceil(rounds(tile)) >= kFilled ? tile : 0;
+  return std::ranges::min_element(
+             kTileCosts, {}, [&](const TileCost& tile) { return microseconds(tile, args, keys, gpu_.multiprocessors); })
+      ->queries;
 }
 
 Tensor CudaBackend::column_sums(const AttentionArgs& args, const QueryTiles& groups, int keys) {

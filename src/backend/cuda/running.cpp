@@ -95,8 +95,7 @@ CudaBackend::CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<Cu
       hopper_(options.hopper),
       older_(options.older),
       dry_(options.planning),
-      cublas_(std::move(cublas)),
-      why_no_cudnn_(options.cudnn ? "" : "not asked for") {
+      cublas_(std::move(cublas)) {
   if (planning_) {
     weights_ = Pool::planning();
     working_ = Pool::planning();

@@ -194,7 +194,7 @@ void Infinity::read_text(State& state, const Observer& observe) {
   const Tensor pool_kv =
       backend_.linear(normed, *pool_kv_, Activation::none, DType::f32).reshaped({tokens, 2, heads, head_dim});
   const Tensor pooled = backend_.cross_attention(query, pool_kv, state.text_offsets_, state.shape_.longest_text,
-                                                 1.0F / std::sqrt(static_cast<float>(head_dim)));
+                                                 1.0F / std::sqrt(static_cast<float>(head_dim)), false);
   state.condition_ = backend_.linear(pooled.reshaped({state.rows_, width}), *pool_proj_, Activation::none, DType::f32);
   show(backend_, observe, "cond_BD", state.condition_);
 
@@ -347,7 +347,12 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
   const DType compute = backend_.compute_type();
   const DType out = observe ? DType::f32 : compute;
   const auto norm = [&](const Tensor& weight, const Tensor& bias, float one_plus, const Linear& reader) {
-    const NormArgs args{.scale = weight, .shift = bias, .one_plus = one_plus, .eps = eps, .out = reader.input};
+    const NormArgs args{.scale = weight,
+                        .shift = bias,
+                        .one_plus = one_plus,
+                        .eps = eps,
+                        .out = reader.input,
+                        .settled = true};  // the text's program made the modulations
     const Tensor y = std::exchange(scale.pending, Tensor());
     const Tensor gate = std::exchange(scale.pending_gate, Tensor());
     return y.defined() ? backend_.add_gated_norm(x, y, gate, args) : backend_.layer_norm(x, args);
@@ -371,7 +376,7 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
     const Tensor offsets = state.text_offsets_.rows(0, scale.rows + 1);
     const Tensor read =
         backend_.cross_attention(q.reshaped(heads), state.text_kv_[layer], offsets, state.shape_.longest_text,
-                                 1.0F / std::sqrt(static_cast<float>(config_.head_dim())));
+                                 1.0F / std::sqrt(static_cast<float>(config_.head_dim())), true);
     leave("ca", backend_.linear(read.reshaped(x.shape()), *block.ca_proj, Activation::none, out), block.ca_gamma);
   }
   {

@@ -10,51 +10,76 @@ void dense_attention_f32(const DenseAttention& args, cudaStream_t stream);
 
 namespace {
 
-/// kOneStage: all keys fit one stage (texts); a block then needs so little that four share a multiprocessor.
+constexpr int sixteens(int x) { return (x + 15) / 16 * 16; }
+
+/// Rows in shared memory of a block, of queries and of the keys of a stage. Where one stage holds all keys it has room
+/// for those that there are, so that it may stand beside the blocks of few_rows.cu before they are done.
+template <int kDim, int kWarps, bool kOneStage>
+struct Room {
+  int queries, keys;
+  __host__ __device__ explicit Room(const DenseAttention& a)
+      : queries(kOneStage && a.queries < Tile<kDim, kWarps>::kQueries ? sixteens(a.queries)
+                                                                      : Tile<kDim, kWarps>::kQueries),
+        keys(kOneStage ? sixteens(a.most_keys) : kKeys) {}
+  __host__ __device__ int bytes() const { return (queries + (kOneStage ? 2 : 4) * keys) * Rows<kDim>::kStride * 2; }
+};
+
+/// kOneStage: all keys fit one stage (texts, the first scales); a block then needs so little that several share a
+/// multiprocessor.
 template <int kDim, int kWarps, bool kOneStage>
 __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads), kOneStage ? 4 : 1) attend(const DenseAttention a) {
   using T = Tile<kDim, kWarps>;
   extern __shared__ __align__(128) unsigned char memory[];
   let_next_start();
-  wait_for_earlier();
+  const Room<kDim, kWarps, kOneStage> room(a);
   auto* const q_rows = reinterpret_cast<bf16*>(memory);
   // k and v of a stage, then of the other one, which is not there where one holds all keys.
-  bf16* const k_rows = q_rows + T::kQueries * T::kStride;
-  bf16* const v_rows = k_rows + kKeys * T::kStride;
+  bf16* const k_rows = q_rows + room.queries * T::kStride;
+  bf16* const v_rows = k_rows + room.keys * T::kStride;
   const int head = static_cast<int>(blockIdx.y) % a.heads;
   const int batch = static_cast<int>(blockIdx.y) / a.heads;
   const int first_query = static_cast<int>(blockIdx.x) * T::kQueries;
-  const int first_key = a.cu_lengths != nullptr ? a.cu_lengths[batch] : 0;
-  const int keys = a.cu_lengths != nullptr ? a.cu_lengths[batch + 1] - first_key : a.keys;
-  const bf16* q = static_cast<const bf16*>(a.q) + batch * a.q_batch + head * a.q_head;
-  const std::int64_t kv = batch * a.k_batch + head * a.k_head + first_key * a.k_row;
-  const bf16* k = static_cast<const bf16*>(a.k) + kv;
-  const bf16* v = static_cast<const bf16*>(a.v) + kv;
+  const bf16* const q = static_cast<const bf16*>(a.q) + batch * a.q_batch + head * a.q_head;
+  std::int64_t kv = batch * a.k_batch + head * a.k_head;
+  int keys = a.keys;
   const auto load_stage = [&](int stage) {
     const int buffer = stage % 2 * 2 * kKeys * T::kStride;
     const auto key_of = [&](int i) { return stage * kKeys + i < keys ? stage * kKeys + i : -1; };
-    Rows<kDim>::template copy<kKeys, T::kThreads>(k_rows + buffer, k, a.k_row, a.dim, key_of);
-    Rows<kDim>::template copy<kKeys, T::kThreads>(v_rows + buffer, v, a.k_row, a.dim, key_of);
+    const auto* const k = static_cast<const bf16*>(a.k) + kv;
+    const auto* const v = static_cast<const bf16*>(a.v) + kv;
+    Rows<kDim>::template copy<T::kThreads>(kOneStage ? room.keys : kKeys, k_rows + buffer, k, a.k_row, a.dim, key_of);
+    Rows<kDim>::template copy<T::kThreads>(kOneStage ? room.keys : kKeys, v_rows + buffer, v, a.k_row, a.dim, key_of);
   };
-
+  const auto load_first = [&] {
+    if (a.cu_lengths != nullptr) {
+      const int first = a.cu_lengths[batch];
+      keys = a.cu_lengths[batch + 1] - first;
+      kv += first * a.k_row;
+    }
+    if (keys > 0) load_stage(0);
+  };
+  if (a.settled) load_first();
+  wait_for_earlier();
+  if (!a.settled) load_first();
   const int stages = (keys + kKeys - 1) / kKeys;
   const auto query_of = [&](int i) { return first_query + i < a.queries ? first_query + i : -1; };
-  Rows<kDim>::template copy<T::kQueries, T::kThreads>(q_rows, q, a.q_row, a.dim, query_of);
-  if (stages > 0) load_stage(0);
+  Rows<kDim>::template copy<T::kThreads>(kOneStage ? room.queries : T::kQueries, q_rows, q, a.q_row, a.dim, query_of);
   commit_copies();
   wait_copies<0>();
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
+  if (kOneStage && warp * 16 >= room.queries) return;
   unsigned q_parts[kDim / 16][4];
   load_rows<kDim>(q_parts, q_rows);
 
   Running<kDim> running;
   const auto attend_stage = [&](int stage) {
     const int buffer = stage % 2 * 2 * kKeys * T::kStride;
+    const int left = keys - stage * kKeys;
     float s[kKeys / 8][4];
-    logits_of<kDim>(q_parts, k_rows + buffer, s);
-    renormalise<kDim>(running, s, a.scale * kLog2E, keys - stage * kKeys);
-    add_values<kDim>(running, s, v_rows + buffer);
+    logits_of<kDim>(q_parts, k_rows + buffer, left, s);
+    renormalise<kDim>(running, s, a.scale * kLog2E, left);
+    add_values<kDim>(running, s, v_rows + buffer, left);
   };
   if constexpr (kOneStage) {
     if (stages > 0) attend_stage(0);
@@ -79,12 +104,12 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads), kOneStage ? 4 
 template <int kDim, int kWarps, bool kOneStage>
 void launch(const DenseAttention& args, cudaStream_t stream) {
   using T = Tile<kDim, kWarps>;
-  constexpr int kShared = kOneStage ? T::kSharedBytes - 2 * kKeys * T::kStride * 2 : T::kSharedBytes;
-  static const cudaError_t allowed =
-      cudaFuncSetAttribute(attend<kDim, kWarps, kOneStage>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  static const cudaError_t allowed = cudaFuncSetAttribute(attend<kDim, kWarps, kOneStage>,
+                                                          cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
   (void)allowed;  // a refusal shows at the launch
   const dim3 grid(blocks_for(args.queries, T::kQueries), static_cast<unsigned>(args.batch * args.heads));
-  launch_early(attend<kDim, kWarps, kOneStage>, grid, T::kThreads, kShared, stream, 1, args);
+  launch_early(attend<kDim, kWarps, kOneStage>, grid, T::kThreads, Room<kDim, kWarps, kOneStage>(args).bytes(), stream,
+               1, args);
   check_launch("attention");
 }
 

@@ -579,7 +579,7 @@ void list_attention_hopper(const ListAttention& args, cudaStream_t stream) {
     if (args.logits.logits != nullptr)
       in_boxes(args, LogitRows::kStage) ? launch_boxes<dim, 1, true>(args, stream) : launch<dim, 1, true>(args, stream);
     else if (args.most_queries > 128)
-      launch<dim, 3>(args, stream);
+      in_boxes(args, Shape<dim, 3>::kStageKeys) ? launch_boxes<dim, 3>(args, stream) : launch<dim, 3>(args, stream);
     else if (args.most_queries > 64)
       in_boxes(args, Shape<dim, 2>::kStageKeys) ? launch_boxes<dim, 2>(args, stream) : launch<dim, 2>(args, stream);
     else

@@ -35,12 +35,12 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) attend_lists(c
   const auto load_stage = [&](int stage) {
     const int buffer = stage % 2 * 2 * kKeys * T::kStride;
     const auto key_of = [&](int i) { return stage * kKeys + i < range.keys ? __ldg(keys + stage * kKeys + i) : -1; };
-    Rows<kDim>::template copy<kKeys, T::kThreads>(k_rows + buffer, k, a.dim, a.dim, key_of);
-    Rows<kDim>::template copy<kKeys, T::kThreads>(v_rows + buffer, v, a.dim, a.dim, key_of);
+    Rows<kDim>::template copy<T::kThreads>(kKeys, k_rows + buffer, k, a.dim, a.dim, key_of);
+    Rows<kDim>::template copy<T::kThreads>(kKeys, v_rows + buffer, v, a.dim, a.dim, key_of);
   };
 
   const int stages = (range.keys + kKeys - 1) / kKeys;
-  Rows<kDim>::template copy<T::kQueries, T::kThreads>(q_rows, q, a.dim, a.dim, query_of);
+  Rows<kDim>::template copy<T::kThreads>(T::kQueries, q_rows, q, a.dim, a.dim, query_of);
   if (stages > 0) load_stage(0);
   commit_copies();
   wait_copies<0>();
@@ -58,10 +58,11 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) attend_lists(c
     if (stage + 1 < stages) load_stage(stage + 1);
     commit_copies();
     const int buffer = stage % 2 * 2 * kKeys * T::kStride;
+    const int left = range.keys - stage * kKeys;
     float s[kKeys / 8][4];
-    logits_of<kDim>(q_parts, k_rows + buffer, s);
-    renormalise<kDim>(running, s, a.scale * kLog2E, range.keys - stage * kKeys);
-    add_values<kDim>(running, s, v_rows + buffer);
+    logits_of<kDim>(q_parts, k_rows + buffer, left, s);
+    renormalise<kDim>(running, s, a.scale * kLog2E, left);
+    add_values<kDim>(running, s, v_rows + buffer, left);
   }
   const std::int64_t width = std::int64_t{a.heads} * a.dim;
   write<kDim>(running, q_rows + warp * 16 * T::kStride,

@@ -20,10 +20,10 @@ struct Rows {
   static constexpr int kStride = kDim + 8;
   static constexpr int kVectors = kDim / 8;
 
-  /// kCount rows of a matrix: row i is row_of(i) of it, or zeros where that is negative; missing channels are zeros.
-  template <int kCount, int kThreads, typename RowOf>
-  static __device__ void copy(bf16* to, const bf16* from, std::int64_t row_stride, int dim, RowOf row_of) {
-    for (int i = static_cast<int>(threadIdx.x); i < kCount * kVectors; i += kThreads) {
+  /// `count` rows of a matrix: row i is row_of(i) of it, or zeros where that is negative; missing channels are zeros.
+  template <int kThreads, typename RowOf>
+  static __device__ void copy(int count, bf16* to, const bf16* from, std::int64_t row_stride, int dim, RowOf row_of) {
+    for (int i = static_cast<int>(threadIdx.x); i < count * kVectors; i += kThreads) {
       const int row = row_of(i / kVectors);
       const int channel = i % kVectors * 8;
       const bool there = row >= 0 && channel < dim;
@@ -60,13 +60,16 @@ struct Running {
   float sum[2] = {0, 0};                      // of this thread's columns
 };
 
+/// Those of keys that are not there are zeros, or products with what the stage holds there.
 template <int kDim>
-__device__ inline void logits_of(const unsigned (&q)[kDim / 16][4], const bf16* k, float (&s)[kKeys / 8][4]) {
+__device__ inline void logits_of(const unsigned (&q)[kDim / 16][4], const bf16* k, int keys_left,
+                                 float (&s)[kKeys / 8][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const unsigned base = shared_address(k + (lane % 8 + lane / 16 * 8) * Rows<kDim>::kStride + lane / 8 % 2 * 8);
 #pragma unroll
   for (int n = 0; n < kKeys / 16; ++n) {
     for (int j = 0; j < 4; ++j) s[2 * n][j] = s[2 * n + 1][j] = 0;
+    if (n * 16 >= keys_left) continue;
 #pragma unroll
     for (int d = 0; d < kDim / 16; ++d) {
       unsigned b[4];
@@ -151,13 +154,14 @@ __device__ inline void pack_weights(unsigned (&p)[kProducts][4], const float (&s
 }
 
 template <int kDim>
-__device__ inline void add_values(Running<kDim>& r, const float (&s)[kKeys / 8][4], const bf16* v) {
+__device__ inline void add_values(Running<kDim>& r, const float (&s)[kKeys / 8][4], const bf16* v, int keys_left) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const unsigned base = shared_address(v + (lane % 16) * Rows<kDim>::kStride + lane / 16 * 8);
   unsigned p[kKeys / 16][4];
   pack_weights(p, s);
 #pragma unroll
   for (int n = 0; n < kKeys / 16; ++n) {
+    if (n * 16 >= keys_left) break;
 #pragma unroll
     for (int d = 0; d < kDim / 16; ++d) {
       unsigned b[4];

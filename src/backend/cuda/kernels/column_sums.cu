@@ -44,14 +44,14 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) sum_columns(co
   const bf16* const q = static_cast<const bf16*>(a.q) + index * std::int64_t{a.queries} * a.dim;
   const bf16* const k = static_cast<const bf16*>(a.k) + index * a.capacity * a.dim;
   const auto load_stage = [&](int stage) {
-    Rows<kDim>::template copy<kKeys, T::kThreads>(query_rows + stage % 2 * kKeys * T::kStride, q, a.dim, a.dim,
-                                                  [&](int i) { return __ldg(a.rows + stage * kKeys + i); });
+    Rows<kDim>::template copy<T::kThreads>(kKeys, query_rows + stage % 2 * kKeys * T::kStride, q, a.dim, a.dim,
+                                           [&](int i) { return __ldg(a.rows + stage * kKeys + i); });
     if (threadIdx.x < kKeys)
       lessening[stage % 2 * kKeys + threadIdx.x] =
           a.lessening[(std::int64_t{index} * a.stage_count + stage) * kKeys + threadIdx.x];
   };
-  Rows<kDim>::template copy<T::kQueries, T::kThreads>(
-      key_rows, k, a.dim, a.dim, [&](int i) { return first_key + i < a.keys ? first_key + i : -1; });
+  Rows<kDim>::template copy<T::kThreads>(T::kQueries, key_rows, k, a.dim, a.dim,
+                                         [&](int i) { return first_key + i < a.keys ? first_key + i : -1; });
   load_stage(0);
   commit_copies();
   wait_copies<0>();
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads)) sum_columns(co
     if (stage + 1 < a.stage_count) load_stage(stage + 1);
     commit_copies();
     float s[kKeys / 8][4];
-    logits_of<kDim>(key_parts, query_rows + stage % 2 * kKeys * T::kStride, s);
+    logits_of<kDim>(key_parts, query_rows + stage % 2 * kKeys * T::kStride, kKeys, s);
     sum_stage(a, sums, s, lessening + stage % 2 * kKeys, a.stages[stage], a.group_of + stage * kKeys, index,
               first_key + warp * 16);
   }

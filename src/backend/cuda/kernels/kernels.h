@@ -26,6 +26,7 @@ struct RowNorm {
   float eps = 1e-6F;
   bool centred = true;          // LayerNorm; false: RMSNorm
   float* out_scales = nullptr;  // [rows], of an out_type of e4m3: as quantise_rows
+  bool settled = false;         // scale, shift and gate are there, whatever was launched before is still to do
 };
 /// out [rows, width] (out_type) = norm of x f32.
 void normalise(const RowNorm& norm, const float* x, void* out, DType out_type, cudaStream_t stream);
@@ -145,7 +146,8 @@ struct DenseAttention {
   int batch = 0, heads = 0, dim = 0, queries = 0;  // dim: 1 to 256 (f32), a multiple of 8 up to 128 (bf16)
   int keys = 0;                                    // of every batch entry, unless cu_lengths is given
   const std::int32_t* cu_lengths = nullptr;  // device [batch + 1]: entry b reads key rows cu[b] .. cu[b + 1]; k_batch 0
-  int most_keys = 0;                         // of a batch entry; 0: not known
+  bool settled = false;  // k, v and cu_lengths are there, whatever was launched before is still to do
+  int most_keys = 0;     // of a batch entry; 0: not known
   std::int64_t q_batch = 0, q_row = 0, q_head = 0;
   std::int64_t k_batch = 0, k_row = 0, k_head = 0;  // v as k
   std::int64_t out_batch = 0, out_row = 0, out_head = 0;

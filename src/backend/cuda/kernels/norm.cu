@@ -88,9 +88,31 @@ __device__ inline int column(int i) {
   return (i * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * kUnit;
 }
 
+/// Scale, shift and gate of a thread that has one unit: read beside the row, or before anything else where they are
+/// settled. Between products that read weights, a trip to memory is most of what the norm of a few rows takes. Threads
+/// of more units read them where they use them, mostly from the first cache, as rows share them.
+template <int kUnit>
+struct Held {
+  float scale[kUnit], shift[kUnit] = {}, gate[kUnit];  // without a scale its offset is 0
+
+  __device__ void read(const Row& args, std::int64_t row) {
+    for (int j = 0; j < kUnit; ++j) scale[j] = gate[j] = 1.0F;
+    const int at = column<kUnit>(0);
+    if (row >= args.norm.rows || at >= args.norm.width) return;
+    const auto of_row = [&](const float* rows, std::uint32_t period, float(&x)[kUnit]) {
+      if (rows != nullptr)
+        load_shared<kUnit>(rows + static_cast<std::uint32_t>(row) / period * std::int64_t{args.norm.width} + at, x);
+    };
+    of_row(args.norm.scale, args.period, scale);
+    of_row(args.norm.shift, args.period, shift);
+    of_row(args.gate, args.gate_period, gate);
+  }
+};
+
 /// x += gate * y, also in memory.
 template <int kUnit, int kUnits, typename Y>
-__device__ inline void add_gated(const Row& args, std::int64_t row, float (&x)[kUnits][kUnit]) {
+__device__ inline void add_gated(const Row& args, std::int64_t row, const Held<kUnit>& held,
+                                 float (&x)[kUnits][kUnit]) {
   const int width = args.norm.width;
   const float* gate = args.gate;
   if (gate != nullptr) gate += static_cast<std::uint32_t>(row) / args.gate_period * std::int64_t{width};
@@ -102,8 +124,8 @@ __device__ inline void add_gated(const Row& args, std::int64_t row, float (&x)[k
   for (int i = 0; i < kUnits; ++i) {
     if (column<kUnit>(i) >= width) continue;
     float g[kUnit];
-    for (int j = 0; j < kUnit; ++j) g[j] = 1.0F;
-    if (gate != nullptr) load_shared<kUnit>(gate + column<kUnit>(i), g);
+    for (int j = 0; j < kUnit; ++j) g[j] = kUnits == 1 ? held.gate[j] : 1.0F;
+    if (kUnits > 1 && gate != nullptr) load_shared<kUnit>(gate + column<kUnit>(i), g);
     for (int j = 0; j < kUnit; ++j) x[i][j] += g[j] * y[i][j];
     store<kUnit>(args.residual + row * width + column<kUnit>(i), x[i]);
   }
@@ -111,8 +133,8 @@ __device__ inline void add_gated(const Row& args, std::int64_t row, float (&x)[k
 
 /// out = (x - mean) * inverse * (offset + scale) + shift
 template <int kUnit, int kUnits, typename Out>
-__device__ inline void write_normalised(const Row& args, std::int64_t row, float mean, float inverse,
-                                        float (&x)[kUnits][kUnit]) {
+__device__ inline void write_normalised(const Row& args, std::int64_t row, const Held<kUnit>& held, float mean,
+                                        float inverse, float (&x)[kUnits][kUnit]) {
   const RowNorm& norm = args.norm;
   const std::int64_t modulation = static_cast<std::uint32_t>(row) / args.period * std::int64_t{norm.width};
 #pragma unroll
@@ -120,9 +142,10 @@ __device__ inline void write_normalised(const Row& args, std::int64_t row, float
     if (column<kUnit>(i) >= norm.width) continue;
     float scale[kUnit];
     float shift[kUnit] = {};
-    for (int j = 0; j < kUnit; ++j) scale[j] = 1.0F;  // without a scale the offset is 0
-    if (norm.scale != nullptr) load_shared<kUnit>(norm.scale + modulation + column<kUnit>(i), scale);
-    if (norm.shift != nullptr) load_shared<kUnit>(norm.shift + modulation + column<kUnit>(i), shift);
+    for (int j = 0; j < kUnit; ++j) scale[j] = kUnits == 1 ? held.scale[j] : 1.0F;
+    for (int j = 0; kUnits == 1 && j < kUnit; ++j) shift[j] = held.shift[j];
+    if (kUnits > 1 && norm.scale != nullptr) load_shared<kUnit>(norm.scale + modulation + column<kUnit>(i), scale);
+    if (kUnits > 1 && norm.shift != nullptr) load_shared<kUnit>(norm.shift + modulation + column<kUnit>(i), shift);
     for (int j = 0; j < kUnit; ++j) x[i][j] = (x[i][j] - mean) * inverse * (norm.scale_offset + scale[j]) + shift[j];
     if constexpr (!std::is_same_v<Out, E4m3>)
       store<kUnit>(static_cast<Out*>(args.out) + row * norm.width + column<kUnit>(i), x[i]);
@@ -160,16 +183,21 @@ __global__ void __launch_bounds__((most_threads<kUnit, kUnits>())) row_kernel(co
   __shared__ float sums[32];
   __shared__ float squares[32];
   let_next_start();
-  wait_for_earlier();
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  Held<kUnit> held;
+  if constexpr (kUnits == 1)
+    if (args.norm.settled) held.read(args, row);
+  wait_for_earlier();
   if (row >= args.norm.rows) return;  // whole rows: where rows share a block, none waits for another
+  if constexpr (kUnits == 1)
+    if (!args.norm.settled) held.read(args, row);
   const int width = args.norm.width;
   float x[kUnits][kUnit] = {};  // zeros beyond the width
 #pragma unroll
   for (int i = 0; i < kUnits; ++i)
     if (column<kUnit>(i) < width) load<kUnit>(args.x + row * width + column<kUnit>(i), x[i]);
   if constexpr (!std::is_same_v<Y, Nothing>) {
-    add_gated<kUnit, kUnits, Y>(args, row, x);
+    add_gated<kUnit, kUnits, Y>(args, row, held, x);
     if (args.out == nullptr) return;
   }
 
@@ -187,7 +215,7 @@ __global__ void __launch_bounds__((most_threads<kUnit, kUnits>())) row_kernel(co
     if (column<kUnit>(i) < width)
       for (int j = 0; j < kUnit; ++j) square += (x[i][j] - mean) * (x[i][j] - mean);
   const float inverse = 1.0F / sqrtf(row_sum(square, squares) / static_cast<float>(width) + args.norm.eps);
-  write_normalised<kUnit, kUnits, Out>(args, row, mean, inverse, x);
+  write_normalised<kUnit, kUnits, Out>(args, row, held, mean, inverse, x);
   if constexpr (std::is_same_v<Out, E4m3>) {
     __shared__ float largest[32];
     write_quantised<kUnit, kUnits>(args, row, x, largest);
