@@ -41,7 +41,7 @@ measure emoji "$MODEL/config.json"
 for batch in 1 2 4 8; do measure "2b-batch-$batch" infinity-2b --batch "$batch"; done
 
 # One call of attention: PyTorch's kernels and the engine's.
-"$PYTHON" "$root/bench/peer_attention_gpu.py" --heads 28,16 --scales 10,11,12 --repeat "$REPEAT" --seconds 20 >"$OUT/peer-attention.json"
+"$PYTHON" "$root/bench/peer_attention_gpu.py" --heads 28,16 --scales 10,11,12 --repeat "$REPEAT" --seconds 90 >"$OUT/peer-attention.json"
 for size in 8b 2b; do
   "$PROGRAM" bench attention --device cuda --geometry "infinity-$size" --scale 10,11,12 -r "$REPEAT" --json --quiet \
     --attention "dense,csla,csla-blocks,$root/bench/cs4a-112.json,cs4a,probe,sparvar" >"$OUT/attention-$size.json"

@@ -1,7 +1,8 @@
 // gpu_kernels: convolutions and dense attention of the released models, own kernels beside cuDNN's, with the share of
 // the rate of a large matrix product of the same run. gpu_kernels [convolutions] [attention] [lists] [plans] [norms]
 // [fp8]; none: all; chosen: of lists, only those with keys of their own; profile: each plan once, for a profiler;
-// older: plans beside themselves with kernels that newer ones replaced. One JSON object on standard output.
+// older: plans beside themselves with kernels that newer ones replaced; products: by any algorithm of the library's.
+// One JSON object on standard output.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 
@@ -159,80 +160,14 @@ nlohmann::ordered_json measure(const Layer& layer, Cudnn* library, double rate, 
 struct Heads {
   int batch, heads, dim, queries, keys;
 };
-const std::vector<Heads> kHeads = {{2, 28, 128, 256, 521},   {2, 28, 128, 576, 1497},  {2, 28, 128, 1024, 2521},
-                                   {2, 28, 128, 1600, 4121}, {2, 28, 128, 2304, 6425}, {2, 28, 128, 4096, 10521},
-                                   {2, 16, 128, 256, 521},   {2, 16, 128, 1024, 2521}, {2, 16, 128, 4096, 10521},
-                                   {2, 4, 128, 1024, 2521},  {2, 4, 128, 4096, 10521}, {2, 8, 96, 4096, 10521}};
-
-nlohmann::ordered_json measure(const Heads& h, Cudnn* library, double rate, cudaStream_t stream) {
-  const std::int64_t rows = std::int64_t{h.batch} * h.heads;
-  const Buffer q(rows * h.queries * h.dim, DType::bf16, 1.0F, stream);
-  const Buffer k(rows * h.keys * h.dim, DType::bf16, 1.0F, stream);
-  const Buffer v(rows * h.keys * h.dim, DType::bf16, 1.0F, stream);
-  const Buffer out(rows * h.queries * h.dim, DType::bf16, 0.0F, stream);
-  const auto width = std::int64_t{h.heads} * h.dim;
-  const DenseAttention own{.q = q.get(),
-                           .k = k.get(),
-                           .v = v.get(),
-                           .out = out.get(),
-                           .type = DType::bf16,
-                           .batch = h.batch,
-                           .heads = h.heads,
-                           .dim = h.dim,
-                           .queries = h.queries,
-                           .keys = h.keys,
-                           .cu_lengths = nullptr,
-                           .most_keys = h.keys,
-                           .q_batch = width * h.queries,
-                           .q_row = h.dim,
-                           .q_head = std::int64_t{h.queries} * h.dim,
-                           .k_batch = width * h.keys,
-                           .k_row = h.dim,
-                           .k_head = std::int64_t{h.keys} * h.dim,
-                           .out_batch = width * h.queries,
-                           .out_row = width,
-                           .out_head = h.dim,
-                           .scale = 0.1F,
-                           .statistics = nullptr};
-  const double flops = 4.0 * static_cast<double>(rows) * h.queries * h.keys * h.dim;
-  nlohmann::ordered_json row = {
-      {"attention", fmt::format("{}x{} heads of {}, {} x {}", h.batch, h.heads, h.dim, h.queries, h.keys)}};
-  const double seconds = seconds_of(stream, [&] { dense_attention(own, stream); });
-  row["own_us"] = seconds * 1e6;
-  row["own_tflops"] = flops / seconds * 1e-12;
-  row["own_share"] = flops / seconds / rate;
-  if (library == nullptr) return row;
-  const Cudnn::AttentionShape shape{.batch = h.batch,
-                                    .heads = h.heads,
-                                    .queries = h.queries,
-                                    .keys = h.keys,
-                                    .dim = h.dim,
-                                    .q_batch = own.q_batch,
-                                    .q_row = own.q_row,
-                                    .q_head = own.q_head,
-                                    .k_batch = own.k_batch,
-                                    .k_row = own.k_row,
-                                    .k_head = own.k_head,
-                                    .out_batch = own.out_batch,
-                                    .out_row = own.out_row,
-                                    .out_head = own.out_head,
-                                    .scale = own.scale};
-  const Buffer scratch(library->attention_workspace(shape), DType::bf16, 0.0F, stream);
-  const double other =
-      seconds_of(stream, [&] { library->attention(shape, own.q, own.k, own.v, out.get(), nullptr, scratch.get()); });
-  row["cudnn_us"] = other * 1e6;
-  row["cudnn_tflops"] = flops / other * 1e-12;
-  row["cudnn_over_own"] = other / seconds;
-  return row;
-}
+const std::vector<Heads> kHeads = {{2, 28, 128, 144, 265},   {2, 28, 128, 256, 521},    {2, 28, 128, 400, 921},
+                                   {2, 28, 128, 576, 1497},  {2, 28, 128, 1024, 2521},  {2, 28, 128, 1600, 4121},
+                                   {2, 28, 128, 2304, 6425}, {2, 28, 128, 4096, 10521}, {2, 16, 128, 256, 521},
+                                   {2, 16, 128, 576, 1497},  {2, 16, 128, 1024, 2521},  {2, 16, 128, 1600, 4121},
+                                   {2, 16, 128, 2304, 6425}, {2, 16, 128, 4096, 10521}, {2, 12, 64, 1600, 4121},
+                                   {2, 12, 64, 4096, 10521}, {2, 8, 96, 4096, 10521}};
 
 constexpr int kSamples = 9;
-
-/// Dense attention that a device may do by itself or leave to cuDNN.
-const std::vector<Heads> kMiddleHeads = {{2, 28, 128, 144, 265},   {2, 28, 128, 256, 521},   {2, 28, 128, 400, 921},
-                                         {2, 28, 128, 576, 1497},  {2, 28, 128, 1024, 2521}, {2, 28, 128, 1600, 4121},
-                                         {2, 28, 128, 2304, 6425}, {2, 16, 128, 256, 521},   {2, 16, 128, 400, 921},
-                                         {2, 16, 128, 576, 1497},  {2, 16, 128, 1024, 2521}, {2, 16, 128, 1600, 4121}};
 
 /// `tile`: queries that take all keys together, as a list; 0: as the device does it.
 double dense_us(const Heads& h, Backend& device, int tile = 0) {
@@ -247,7 +182,7 @@ double dense_us(const Heads& h, Backend& device, int tile = 0) {
     const QueryTiles tiles = row_tiles(h.queries, tile);
     lists = device.prepare_lists(tiles, all_keys(tiles, h.keys));
   }
-  constexpr int kCalls = 16;
+  constexpr int kCalls = 8;
   const auto body = [&] {
     for (int i = 0; i < kCalls; ++i) lists ? device.attention(args, *lists) : device.dense_attention(args, h.keys);
   };
@@ -256,6 +191,22 @@ double dense_us(const Heads& h, Backend& device, int tile = 0) {
   return warm_seconds(
              device, [&] { program->run(); }, kSamples) /
          kCalls * 1e6;
+}
+
+/// As the engine does it, in tiles of so many queries, and as cuDNN does.
+nlohmann::ordered_json measure(const Heads& h, double rate, Backend& backend, Backend& other) {
+  const double flops = 4.0 * h.batch * h.heads * static_cast<double>(h.queries) * h.keys * h.dim;
+  nlohmann::ordered_json row = {
+      {"attention", fmt::format("{}x{} heads of {}, {} x {}", h.batch, h.heads, h.dim, h.queries, h.keys)}};
+  const double own = dense_us(h, backend), cudnn = dense_us(h, other);
+  row["own_us"] = own;
+  row["own_tflops"] = flops / own * 1e-6;
+  row["own_share"] = flops / own * 1e6 / rate;
+  for (const int tile : {64, 128, 192}) row[fmt::format("tiles_of_{}_us", tile)] = dense_us(h, backend, tile);
+  row["cudnn_us"] = cudnn;
+  row["cudnn_tflops"] = flops / cudnn * 1e-6;
+  row["cudnn_over_own"] = cudnn / own;
+  return row;
 }
 
 /// Tiles of queries, their lists, and what they are called.
@@ -501,12 +452,15 @@ void run(const std::set<std::string>& sections) {
   nlohmann::ordered_json report = {{"product_tflops", rate * 1e-12}, {"cudnn", library ? library->version() : why}};
   if (wanted("convolutions"))
     for (const Layer& layer : kLayers) report["convolutions"].push_back(measure(layer, library.get(), rate, stream));
-  if (wanted("attention"))
-    for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, library.get(), rate, stream));
   const auto device = [&](bool hopper, const CudaOptions::Older& older = {}) {
     return make_cuda_backend(
         {.compute = DType::bf16, .device = 0, .fp8 = false, .planning = false, .hopper = hopper, .older = older}, why);
   };
+  if (wanted("attention")) {
+    const std::unique_ptr<Backend> backend = device(true), other = device(true, {.dense = true});
+    if (!backend || !other) throw Error(ErrorKind::system, why);
+    for (const Heads& heads : kHeads) report["attention"].push_back(measure(heads, rate, *backend, *other));
+  }
   if (wanted("lists") || sections.contains("chosen")) {
     const std::unique_ptr<Backend> backend = device(true), older = device(false);
     if (!backend || !older) throw Error(ErrorKind::system, why);
@@ -548,20 +502,10 @@ void run(const std::set<std::string>& sections) {
       measure_plan(name, 28, profile, *backend, report, kernels);
     }
   }
-  // Dense attention and products that the device does by itself or leaves to a library.
-  if (sections.contains("middle")) {
-    const std::unique_ptr<Backend> backend = device(true), other = device(true, {.dense = true}),
-                                   gathers = device(true, {.boxes = true});
-    if (!backend || !other || !gathers) throw Error(ErrorKind::system, why);
-    for (const Heads& h : kMiddleHeads)
-      report["dense"].push_back(
-          {{"attention", fmt::format("{}x{} heads of {}, {} x {}", h.batch, h.heads, h.dim, h.queries, h.keys)},
-           {"own_us", dense_us(h, *backend)},
-           {"gathered_us", dense_us(h, *gathers)},
-           {"tiles_of_64_us", dense_us(h, *backend, 64)},
-           {"tiles_of_128_us", dense_us(h, *backend, 128)},
-           {"tiles_of_192_us", dense_us(h, *backend, 192)},
-           {"cudnn_us", dense_us(h, *other)}});
+  // Products by any algorithm beside those with the bits of the library's favourite.
+  if (sections.contains("products")) {
+    const std::unique_ptr<Backend> backend = device(true);
+    if (!backend) throw Error(ErrorKind::system, why);
     const std::unique_ptr<Backend> chooses =
         make_cuda_backend({.compute = DType::bf16, .device = 0, .choices = std::make_shared<Remembered>()}, why);
     if (!chooses) throw Error(ErrorKind::system, why);

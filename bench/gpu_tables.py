@@ -73,12 +73,18 @@ def kernels(folder):
     all_rows = load(folder, "kernels")
     rate = all_rows["product_tflops"]
     print(f"\n### Kernels beside cuDNN {all_rows['cudnn']}\n")
-    print(f"Share: of {rate:.0f} TFLOP/s, a product of 8192^3 in the same process. The engine takes cuDNN for large convolutions and large dense attention.\n")
+    print(f"Share: of {rate:.0f} TFLOP/s, a product of 8192^3 in the same process. The engine takes cuDNN for large convolutions, and its own kernel for dense attention, in the tiles of queries that it deems best.\n")
     header("", "own us", "own TFLOP/s", "share", "cuDNN us", "cuDNN TFLOP/s")
-    for r in all_rows["convolutions"] + all_rows["attention"]:
-        row(r.get("layer") or r["attention"], f"{r['own_us']:.0f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_share']:.0f} %",
+    for r in all_rows["convolutions"]:
+        row(r["layer"], f"{r['own_us']:.0f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_share']:.0f} %",
             f"{r.get('cudnn_us', float('nan')):.0f}", f"{r.get('cudnn_tflops', float('nan')):.0f}")
-    print("\n### Attention of tiles to lists of keys, against dense attention (cuDNN)\n")
+    print()
+    header("", "own us", "own TFLOP/s", "share", "tiles of 64", "of 128", "of 192", "cuDNN us", "cuDNN TFLOP/s", "against cuDNN")
+    for r in all_rows["attention"]:
+        row(r["attention"], f"{r['own_us']:.1f}", f"{r['own_tflops']:.0f}", f"{100 * r['own_share']:.0f} %",
+            *[f"{r[f'tiles_of_{tile}_us']:.1f}" for tile in (64, 128, 192)],
+            f"{r['cudnn_us']:.1f}", f"{r['cudnn_tflops']:.0f}", f"{r['cudnn_over_own']:.2f}x")
+    print("\n### Attention of tiles to lists of keys, against dense attention\n")
     print("csla: exact lists of 8x16 tiles; csla-blocks: the published 128x128 blocks; others: so many keys drawn for each head and tile.\n")
     header("", "pairs computed", "us", "TFLOP/s", "share", "sm_80 kernel us", "dense us", "speed-up")
     for r in all_rows["lists"]:
@@ -161,6 +167,7 @@ def attention_calls(folder):
     print("TFLOP/s: of the pairs computed; GB/s: q, k, v and the output once; floor: the larger of those pairs at the rate of a large product and of those bytes at the rate of a copy;")
     print("error: relative, against double precision on sampled rows. csla: exact lists of 8x16 tiles; csla-blocks: the published 128x128 blocks; cs4a-112: the published form, in multiples of 112 keys;")
     print("everything: from q, k, v to the output, keys chosen and residual added; deciding: dense attention, column sums, choice and residual. FlexAttention is compared where it computes the same pairs.")
+    print("More than 100 % of the floor: faster than a large product of cuBLASLt, at the clock that the card's power left that product.")
     for size, name, heads in (("8b", "Infinity-8B", 28), ("2b", "Infinity-2B", 16)):
         rows = load(folder, f"attention-{size}")["rows"]
         best = rows[0]
@@ -193,7 +200,7 @@ def calls_from_pytorch(folder):
     report = load(folder, "python-attention")
     print("\n### sparvar.attention on torch tensors\n")
     print(f"`bench/python_attention.py`: {report['geometry']}, B = {report['batch']}, bf16. Program: `sparvar bench attention` before and after PyTorch's calls, mean of both medians;")
-    print("stream: calls that were enqueued while the GPU was busy with something else; graph: the same in a CUDA graph; paced: calls that find an empty stream; host: until a call returns to Python; beside: memory of a call above its tensors and its output.\n")
+    print("stream: a few calls that were enqueued while the GPU was waiting; graph: the same in a CUDA graph; paced: calls that find an empty stream; host: until a call returns to Python; beside: memory of a call above its tensors and its output.\n")
     call_rows(report["rows"], report["addition_seconds"])
 
 

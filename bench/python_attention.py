@@ -5,11 +5,12 @@ machine in one run.
     PYTHONPATH=build/cuda/python python3 bench/python_attention.py --program build/cuda/apps/cli/sparvar
 
 Rows: a plan at a scale of a geometry, batch 2, bf16. Program: `sparvar bench attention`, before and after PyTorch's
-calls, the mean of both medians. On a GPU a call is the time on the stream, of calls that were enqueued while the GPU was
-busy with something else, and of the same calls in a CUDA graph. paced: of calls that find the stream empty at first, so
-that Python may give the pace; host: until a call returns to Python, nothing waited for. What a call costs PyTorch on that
-machine is said by an addition of one number. Memory: the most that PyTorch's allocator holds in a call above its tensors
-and its output: the engine's working memory.
+calls, the mean of both medians. On a GPU a call is the time on the stream, of a few calls that were enqueued while the GPU
+was waiting, and of the same calls in a CUDA graph: few, as the program measures few, since a GPU that has been busy for
+some milliseconds lowers its clock. paced: of calls that find the stream empty at first, so that Python may give the pace;
+host: until a call returns to Python, nothing waited for. What a call costs PyTorch on that machine is said by an addition
+of one number. Memory: the most that PyTorch's allocator holds in a call above its tensors and its output: the engine's
+working memory.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BATCH = 2
-CALLS = 20
+CALLS = 4  # on the stream, after a wait
+SAMPLES = 15
 
 
 def host_seconds(call: Callable[[], object], repeat: int, on_gpu: bool) -> float:
@@ -48,37 +50,35 @@ def host_seconds(call: Callable[[], object], repeat: int, on_gpu: bool) -> float
     return statistics.median(times)
 
 
-def stream_seconds(call: Callable[[], object], repeat: int) -> float:
-    """Of a call, the GPU being kept busy until the host has enqueued them all."""
+def waiting_seconds(work: Callable[[], object]) -> float:
+    """Of `work` on the stream, the GPU waiting until the host has enqueued all of it. Median."""
     cycles = 20_000_000
-
-    def sample() -> float | None:
+    times: list[float] = []
+    while len(times) < SAMPLES:
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(cycles)
         start.record()
-        for _ in range(CALLS):
-            call()
+        work()
         stop.record()
-        late = start.query()
+        late = start.query()  # the GPU has come so far already
         stop.synchronize()
-        return None if late else start.elapsed_time(stop) * 1e-3 / CALLS
-
-    times: list[float] = []
-    while len(times) < repeat:
-        time_of_call = sample()
-        if time_of_call is None:
+        if late:
             cycles *= 2
         else:
-            times.append(time_of_call)
+            times.append(start.elapsed_time(stop) * 1e-3)
     return statistics.median(times)
 
 
-def graph_seconds(call: Callable[[], object], repeat: int) -> float:
+def stream_seconds(call: Callable[[], object]) -> float:
+    return waiting_seconds(lambda: [call() for _ in range(CALLS)]) / CALLS
+
+
+def graph_seconds(call: Callable[[], object]) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(CALLS):
             call()
-    return seconds_of(graph.replay, repeat, "cuda") / CALLS
+    return waiting_seconds(graph.replay) / CALLS
 
 
 def program_seconds(options: argparse.Namespace) -> dict[tuple[str, int], float]:
@@ -120,8 +120,8 @@ def measure(options: argparse.Namespace, name: str, scale: int) -> dict[str, obj
     call()
     row: dict[str, object] = {
         "attention": name, "scale": scale, "queries": q.shape[2], "keys": k.shape[2],
-        "seconds": stream_seconds(call, repeat) if on_gpu else seconds_of(call, repeat, options.device),
-        "graph_seconds": graph_seconds(call, repeat) if on_gpu else None,
+        "seconds": stream_seconds(call) if on_gpu else seconds_of(call, repeat, options.device),
+        "graph_seconds": graph_seconds(call) if on_gpu else None,
         "paced_seconds": seconds_of(call, repeat, options.device) if on_gpu else None,
         "host_seconds": host_seconds(call, repeat, on_gpu), "bytes_beside": None,
     }  # fmt: skip

@@ -419,7 +419,7 @@ namespace {
 
 /// What attend_parts takes with tiles of so many queries: microseconds besides the keys, and nanoseconds for each key
 /// of a tile in each round of all multiprocessors. Fitted to an H200 with heads of 128, 144 x 265 to 4096 x 10521
-/// (gpu_kernels middle); what counts is how they compare.
+/// (gpu_kernels attention); what counts is how they compare.
 struct TileCost {
   int queries, blocks;  // of a multiprocessor
   double fixed_us, key_ns;
