@@ -176,6 +176,10 @@ std::int64_t CudaBackend::working_bytes(const std::function<void()>& body) {
   check(cudaGetDevice(&current), "asking for the device");
   select_device();
   const std::shared_ptr<Pool> plan = planned(body);
+  if (!planning_) {  // what it kept on the device is there for every stream
+    const Relaxed relaxed;
+    check(cudaStreamSynchronize(stream_), "planning a call");
+  }
   check(cudaSetDevice(current), "choosing the device");
   return static_cast<std::int64_t>(plan->peak());
 }
