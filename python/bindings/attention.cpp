@@ -95,11 +95,16 @@ struct PreparedCall {
   std::int64_t bytes = 0;  // of working memory; 0 on the CPU
 };
 
+/// Of PyTorch's addresses, which Python has as numbers.
+void* pointer_to(std::uintptr_t address) {
+  return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
+
 /// The same array at another address.
 Tensor moved(const char* name, const Tensor& like, std::uintptr_t to) {
   if (!like.defined()) return {};
   if (like.place() == Place::device) require_gpu_alignment(name, to);
-  return {reinterpret_cast<void*>(to), like.dtype(), like.shape(), nullptr, like.place()};
+  return {pointer_to(to), like.dtype(), like.shape(), nullptr, like.place()};
 }
 
 /// A plan on one device. Arrays are packed, k and v may be the first rows of a larger cache. One call at a time: others
@@ -165,7 +170,7 @@ class PlanKernel {
                         .residual = moved("residual", prepared.carried.residual, residual)};
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    backend_->run_on(reinterpret_cast<void*>(stream), reinterpret_cast<void*>(memory), prepared.bytes,
+    backend_->run_on(pointer_to(stream), pointer_to(memory), prepared.bytes,
                      [&] { attend(prepared.call, args, carried); });
   }
 
@@ -205,8 +210,7 @@ class PlanKernel {
     Tensor q = q4.tensor(), k = k4.tensor(), v = v4.tensor();
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    backend_->run_on(reinterpret_cast<void*>(how.stream), nullptr, 0,
-                     [&] { backend_->split_qkv(product, args, q, k, v); });
+    backend_->run_on(pointer_to(how.stream), nullptr, 0, [&] { backend_->split_qkv(product, args, q, k, v); });
   }
 
   /// Fills out, on the CPU. At a cs4a rule's decision scale choice and residual are written, above it they are read.

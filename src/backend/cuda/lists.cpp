@@ -51,8 +51,9 @@ std::vector<TileRows> pieces_of(const QueryTiles& tiles, int most, int& largest,
       out.push_back({.first_query = begin, .queries = end - begin, .list = t, .shift = 0});
     }
   }
-  const auto others = std::ranges::stable_partition(out, [&](const TileRows& x) { return x.queries == largest; });
-  whole = static_cast<int>(others.begin() - out.begin());
+  const auto others =
+      std::stable_partition(out.begin(), out.end(), [&](const TileRows& x) { return x.queries == largest; });
+  whole = static_cast<int>(others - out.begin());
   return out;
 }
 
@@ -430,12 +431,13 @@ double microseconds(const TileCost& tile, const AttentionArgs& args, int keys, i
   constexpr double kRagged = 0.6;  // of a round, where only tiles with fewer queries are left
   const std::int64_t heads = args.q.dim(0) * args.q.dim(1), queries = args.q.dim(2);
   const std::int64_t slots = std::int64_t{tile.blocks} * multiprocessors;
-  const auto rounds = [&](std::int64_t tiles) { return static_cast<double>((tiles + slots - 1) / slots); };
-  const double whole = std::max(rounds(heads * (queries / tile.queries)), 1.0);
-  const double all = rounds(heads * ((queries + tile.queries - 1) / tile.queries));
+  const auto rounds = [&](std::int64_t tiles) { return (heads * tiles + slots - 1) / slots; };
+  const std::int64_t whole = std::max<std::int64_t>(rounds(queries / tile.queries), 1);
+  const std::int64_t all = rounds((queries + tile.queries - 1) / tile.queries);
   const double key_ns =
       tile.key_ns * static_cast<double>(args.q.dim(3) + 80) / 208;  // exponentials do not depend on it
-  return tile.fixed_us + key_ns * 1e-3 * keys * (whole + kRagged * (all - whole));
+  return tile.fixed_us +
+         key_ns * 1e-3 * keys * (static_cast<double>(whole) + kRagged * static_cast<double>(all - whole));
 }
 
 }  // namespace

@@ -140,7 +140,7 @@ std::shared_ptr<Pool> CudaBackend::planned(const std::function<void()>& bodies) 
   const bool was_dry = dry_;
   const std::shared_ptr<Pool> before = working_;
   working_ = Pool::planning();
-  const std::shared_ptr<Pool> plan = working_;
+  std::shared_ptr<Pool> plan = working_;
   dry_ = true;
   try {
     bodies();
