@@ -81,12 +81,14 @@ def attention(
 
 def _dense_is_ours(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Is a dense scale the kernel's and not PyTorch's? On Hopper it is faster where there is much to do; PyTorch takes
-    less of the host, and tensors that lie in memory in any way."""
+    less of the host, tensors that lie in memory in any way, and what the compiler traces."""
     enough = 4e9  # multiply-adds of a product
     batch, heads, queries, channels = q.shape
-    if q.dtype != torch.bfloat16 or channels not in (64, 80, 96, 112, 128):
+    if torch.compiler.is_compiling() or q.dtype != torch.bfloat16 or channels not in (64, 80, 96, 112, 128):
         return False
     if batch * heads * queries * k.shape[2] * channels < enough or not q.is_contiguous():
+        return False
+    if any(tensor.storage_offset() % 8 for tensor in (q, k, v)):  # kernels read 16 bytes at once
         return False
     row = (k.stride(0) == heads * k.stride(1), k.stride(1) % channels == 0, k.stride()[2:] == (channels, 1))
     return all(row) and v.stride() == k.stride() and torch.cuda.get_device_capability(q.device) == (9, 0)

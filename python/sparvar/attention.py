@@ -116,7 +116,7 @@ def attention(
     On the CPU dense, csla and lists take any strides; cs4a, probe and GPUs take packed q, and k and v as
     the first rows of packed caches (batch, heads, capacity, channels). On a GPU work is enqueued on PyTorch's current
     stream, and dense scales are PyTorch's own `scaled_dot_product_attention`, but for large ones of such tensors in
-    bfloat16 on Hopper. No gradients.
+    bfloat16 on Hopper, outside of `torch.compile`. No gradients.
     """
     torch_: Any = sys.modules.get("torch")
     is_torch = torch_ is not None and isinstance(q, torch_.Tensor)

@@ -256,6 +256,24 @@ def test_a_gpu_keeps_no_memory():
         assert torch.cuda.mem_get_info()[0] >= free - (2 << 20), name
 
 
+def test_which_dense_scales_are_the_kernels(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    ours = sparvar._torch._dense_is_ours
+    q = torch.empty(2, 16, 1024, 128, dtype=torch.bfloat16)
+    cache = torch.empty(2, 16, 2530, 128, dtype=torch.bfloat16)
+    k = cache[:, :, :2521]
+    assert ours(q, k, k)
+    assert not torch.compile(ours, fullgraph=True, backend="eager")(q, k, k), "the compiler cannot ask for the GPU"
+    assert not ours(q[:, :, :512].contiguous(), k[:, :, :600], k[:, :, :600]), "little to do"
+    assert not ours(q.float(), k.float(), k.float())
+    assert not ours(q.transpose(1, 2).contiguous().transpose(1, 2), k, k)
+    assert not ours(q, k, cache[:, :, :2521].contiguous()), "caches of two capacities"
+    offset = torch.empty(q.numel() + 1, dtype=torch.bfloat16)[1:].view(q.shape)
+    assert not ours(offset, k, k), "2 bytes beside a multiple of 16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert not ours(q, k, k)
+
+
 @pytest.mark.gpu
 def test_large_dense_scales_on_a_gpu():
     schedule = [(side, side) for side in (1, 2, 4, 8, 16, 24, 32)]
