@@ -309,6 +309,7 @@ class PlanKernel {
     if ((reads || writes) && !carried.choice.defined())
       throw Error(ErrorKind::usage, "attention: cs4a needs what was chosen at its decision scale");
     if (reads || writes) require_carried(call, *cs4a, args, carried);
+    if (reads) require_keys(*cs4a, carried.choice);
     runner_->start(call.scale);
     if (reads) runner_->carry(call.layer, carried);
     struct Release {
@@ -318,7 +319,7 @@ class PlanKernel {
     runner_->run(call.layer, call.scale, args, writes ? carried : CarriedKeys{});
   }
 
-  /// What is followed blindly by the kernels is checked: sizes, and on the CPU every key.
+  /// What is followed blindly by the kernels is checked: sizes here.
   void require_carried(const Call& call, const Cs4aAttention& method, const AttentionArgs& args,
                        const CarriedKeys& carried) const {
     const Grid grid = schedule_[method.decision_scale];
@@ -333,9 +334,13 @@ class PlanKernel {
       throw Error(ErrorKind::usage,
                   fmt::format("attention: what is carried does not belong to layer {} of plan {} with q {}", call.layer,
                               plan_.name, to_string(args.q.shape())));
-    if (carried.choice.place() == Place::device || call.scale == method.decision_scale) return;
-    const auto* keys = carried.choice.data<std::int32_t>();
-    for (std::int64_t i = 0; i < carried.choice.size(); ++i)
+  }
+
+  /// On the CPU; a GPU's are not looked at.
+  void require_keys(const Cs4aAttention& method, const Tensor& choice) const {
+    if (choice.place() == Place::device) return;
+    const auto* keys = choice.data<std::int32_t>();
+    for (std::int64_t i = 0; i < choice.size(); ++i)
       if (keys[i] < 0 || keys[i] >= keys_[method.decision_scale])
         throw Error(ErrorKind::usage,
                     fmt::format("attention: a carried key {} of {}", keys[i], keys_[method.decision_scale]));

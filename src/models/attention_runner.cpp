@@ -39,6 +39,10 @@ struct AttentionRunner::Probing {
 
 namespace {
 
+Tensor empty_choice(Backend& backend, const AttentionArgs& args, std::int64_t groups, std::int64_t keys) {
+  return backend.empty(DType::i32, {args.q.dim(0) * args.q.dim(1), groups, keys});
+}
+
 /// Guidance may have ended since: the rows that are left are the first.
 void keep_rows(CarriedKeys& carried, std::int64_t rows, std::int64_t heads) {
   if (rows * heads >= carried.choice.dim(0)) return;
@@ -183,8 +187,7 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
   args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), args.q.dim(2), 2});
   auto decision = std::make_unique<CarriedKeys>(decided);
   if (!decision->choice.defined())
-    decision->choice = backend_.empty(
-        DType::i32, {args.q.dim(0) * args.q.dim(1), known.recipe.tiles.count(), std::int64_t{counts.front()}});
+    decision->choice = empty_choice(backend_, args, known.recipe.tiles.count(), counts.front());
   backend_.attend_and_choose(args, {}, known.recipe.tiles, keys_[scale], counts, decision->choice);
   args.statistics = Tensor();
   if (method.residual) {
@@ -212,8 +215,7 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   AttentionArgs dense_args = args;
   dense_args.out = backend_.empty(args.out.dtype(), {args.q.dim(0), count, args.q.dim(1), args.q.dim(3)});
   dense_args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), count, 2});
-  Tensor choice = backend_.empty(DType::i32, {args.q.dim(0) * args.q.dim(1), known.layout.choosers.count(),
-                                              std::int64_t{known.lists.recipe.chosen}});
+  Tensor choice = empty_choice(backend_, args, known.layout.choosers.count(), known.lists.recipe.chosen);
   backend_.attend_and_choose(dense_args, probes, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen},
                              choice);
   show(layer, scale, known.lists, choice);

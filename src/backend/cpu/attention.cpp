@@ -318,10 +318,9 @@ Tensor CpuBackend::gather_queries(const Tensor& x, const std::vector<std::int32_
 }
 
 void CpuBackend::subtract(const Tensor& a, const Tensor& b, Tensor& out) {
-  for (const Tensor* other : {&b, static_cast<const Tensor*>(&out)})
-    if (a.size() != other->size())
-      throw Error(ErrorKind::usage,
-                  fmt::format("{} and {} differ in size", to_string(a.shape()), to_string(other->shape())));
+  if (a.size() != b.size() || a.size() != out.size())
+    throw Error(ErrorKind::usage, fmt::format("{}, {} and their difference {} differ in size", to_string(a.shape()),
+                                              to_string(b.shape()), to_string(out.shape())));
   const auto value = [](const Tensor& x, std::int64_t i) {
     return x.dtype() == DType::f32 ? x.data<float>()[i] : to_float(x.data<BFloat16>()[i]);
   };

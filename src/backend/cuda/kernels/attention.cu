@@ -47,8 +47,8 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads), kOneStage ? 4 
     const auto key_of = [&](int i) { return stage * kKeys + i < keys ? stage * kKeys + i : -1; };
     const auto* const k = static_cast<const bf16*>(a.k) + kv;
     const auto* const v = static_cast<const bf16*>(a.v) + kv;
-    Rows<kDim>::template copy<T::kThreads>(kOneStage ? room.keys : kKeys, k_rows + buffer, k, a.k_row, a.dim, key_of);
-    Rows<kDim>::template copy<T::kThreads>(kOneStage ? room.keys : kKeys, v_rows + buffer, v, a.k_row, a.dim, key_of);
+    Rows<kDim>::template copy<T::kThreads>(room.keys, k_rows + buffer, k, a.k_row, a.dim, key_of);
+    Rows<kDim>::template copy<T::kThreads>(room.keys, v_rows + buffer, v, a.k_row, a.dim, key_of);
   };
   const auto load_first = [&] {
     if (a.cu_lengths != nullptr) {
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__((Tile<kDim, kWarps>::kThreads), kOneStage ? 4 
   if (!a.settled) load_first();
   const int stages = (keys + kKeys - 1) / kKeys;
   const auto query_of = [&](int i) { return first_query + i < a.queries ? first_query + i : -1; };
-  Rows<kDim>::template copy<T::kThreads>(kOneStage ? room.queries : T::kQueries, q_rows, q, a.q_row, a.dim, query_of);
+  Rows<kDim>::template copy<T::kThreads>(room.queries, q_rows, q, a.q_row, a.dim, query_of);
   commit_copies();
   wait_copies<0>();
   __syncthreads();
