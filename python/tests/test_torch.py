@@ -257,8 +257,9 @@ def test_a_gpu_keeps_no_memory():
 
 
 def test_which_dense_scales_are_the_kernels(monkeypatch):
+    from sparvar._torch import _dense_is_ours as ours
+
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    ours = sparvar._torch._dense_is_ours
     q = torch.empty(2, 16, 1024, 128, dtype=torch.bfloat16)
     cache = torch.empty(2, 16, 2530, 128, dtype=torch.bfloat16)
     k = cache[:, :, :2521]
@@ -268,6 +269,8 @@ def test_which_dense_scales_are_the_kernels(monkeypatch):
     assert not ours(q.float(), k.float(), k.float())
     assert not ours(q.transpose(1, 2).contiguous().transpose(1, 2), k, k)
     assert not ours(q, k, cache[:, :, :2521].contiguous()), "caches of two capacities"
+    by_rows = k.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not ours(q, by_rows, by_rows), "heads are the inner axis"
     offset = torch.empty(q.numel() + 1, dtype=torch.bfloat16)[1:].view(q.shape)
     assert not ours(offset, k, k), "2 bytes beside a multiple of 16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
