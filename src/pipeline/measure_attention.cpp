@@ -127,8 +127,9 @@ double warm_seconds(Backend& backend, const std::function<void()>& call, int rep
     return backend.mark()->seconds_since(*start) / calls;
   };
   (void)sample(1);
-  constexpr double kSample = 5e-3;
+  constexpr double kSample = 5e-3, kWarmUp = 20e-3;  // a GPU that stood idle takes a while to raise its clock
   const int calls = backend.records() ? std::clamp(static_cast<int>(kSample / sample(2)), 1, 50) : 1;
+  for (double warm = 0; backend.records() && warm < kWarmUp;) warm += calls * sample(calls);
   std::vector<double> seconds;
   seconds.reserve(repeat);
   for (int r = 0; r < repeat; ++r) seconds.push_back(sample(calls));

@@ -35,6 +35,14 @@ bool shares_out_keys(const AttentionArgs& args, int keys);
 /// Heads of other sizes are taken through f32.
 constexpr bool fits_tensor_cores(std::int64_t dim) { return dim % 8 == 0 && dim <= 128; }
 
+/// Tiles of queries on the device as a kernel of attention to lists takes them (TileRows, kernels/kernels.h).
+struct Pieces {
+  Tensor tiles;
+  int count = 0;
+  int whole = 0;         // the first so many have most_queries
+  int most_queries = 0;  // of a tile
+};
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const CudaOptions& options, Gpu gpu, std::unique_ptr<CublasLt> cublas);
@@ -169,9 +177,8 @@ class CudaBackend final : public Backend {
   std::int64_t planned_working_ = 0;
   /// What attention in parts needs, by queries, keys, parts and queries of a tile.
   struct Parts {
-    Tensor pieces, ranges, rows, keys;
-    int count = 0;  // pieces
-    int whole = 0;  // the first so many
+    Pieces pieces;
+    Tensor ranges, rows, keys;
   };
   std::map<std::array<int, 4>, Parts> parts_;
   std::map<std::vector<std::int32_t>, Tensor> kept_rows_;

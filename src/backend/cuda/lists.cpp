@@ -11,14 +11,12 @@
 namespace sparvar::cuda {
 namespace {
 
-/// Queries of a QueryTiles on the device, in pieces that a kernel takes: of at most 128, and, for the Hopper kernel, of
-/// at most 192.
+/// Queries of a QueryTiles on the device, in pieces that a kernel takes: of at most TileRows::kMost, and, for the
+/// Hopper kernel, of at most TileRows::kMostHopper.
 struct DeviceTiles {
-  Tensor rows, pieces, wide_pieces;  // TileRows
-  int piece_count = 0, wide_count = 0;
-  int most = 0, wide_most = 0;    // queries of a piece
-  int whole = 0, wide_whole = 0;  // the first so many pieces have as many
-  int queries = 0;                // one more than the largest
+  Tensor rows;
+  Pieces narrow, wide;
+  int queries = 0;  // one more than the largest
 };
 
 class CudaLists final : public AttentionLists {
@@ -39,9 +37,16 @@ class CudaRecipe final : public AttentionRecipe {
   std::int64_t capacity = 0;
 };
 
-/// Tiles of more than `most` queries in as few equal pieces as possible, the largest ones, `whole`, first.
-std::vector<TileRows> pieces_of(const QueryTiles& tiles, int most, int& largest, int& whole) {
+using Kept = std::function<Tensor(const void*, DType, std::int64_t)>;
+
+Tensor kept_tiles(const std::vector<TileRows>& tiles, const Kept& kept) {
+  return kept(tiles.data(), DType::u8, static_cast<std::int64_t>(tiles.size() * sizeof(TileRows)));
+}
+
+/// Tiles of more than `most` queries in as few equal pieces as possible, the largest ones first.
+Pieces pieces_of(const QueryTiles& tiles, int most, const Kept& kept) {
   std::vector<TileRows> out;
+  int largest = 0;
   for (int t = 0; t < tiles.count(); ++t) {
     const int parts = (tiles.rows_in(t) + most - 1) / most;
     for (int p = 0; p < parts; ++p) {
@@ -53,17 +58,15 @@ std::vector<TileRows> pieces_of(const QueryTiles& tiles, int most, int& largest,
   }
   const auto others =
       std::stable_partition(out.begin(), out.end(), [&](const TileRows& x) { return x.queries == largest; });
-  whole = static_cast<int>(others - out.begin());
-  return out;
+  return {.tiles = kept_tiles(out, kept),
+          .count = static_cast<int>(out.size()),
+          .whole = static_cast<int>(others - out.begin()),
+          .most_queries = largest};
 }
 
 template <typename T>
 const T* address(const Tensor& x) {
   return x.defined() && x.size() > 0 ? reinterpret_cast<const T*>(x.raw()) : nullptr;
-}
-
-std::int64_t bytes_of(const std::vector<TileRows>& pieces) {
-  return static_cast<std::int64_t>(pieces.size() * sizeof(TileRows));
 }
 
 std::int64_t aligned_keys(std::int64_t keys) {
@@ -74,17 +77,20 @@ std::int64_t whole_stages(std::int64_t keys) {
   return (keys + LogitRows::kStage - 1) / LogitRows::kStage * LogitRows::kStage;
 }
 
-DeviceTiles put_tiles(const QueryTiles& tiles, const std::function<Tensor(const void*, DType, std::int64_t)>& kept) {
+DeviceTiles put_tiles(const QueryTiles& tiles, const Kept& kept) {
   DeviceTiles out;
-  const std::vector<TileRows> pieces = pieces_of(tiles, TileRows::kMost, out.most, out.whole);
-  const std::vector<TileRows> wide = pieces_of(tiles, TileRows::kMostHopper, out.wide_most, out.wide_whole);
-  out.piece_count = static_cast<int>(pieces.size());
-  out.wide_count = static_cast<int>(wide.size());
   for (const std::int32_t row : tiles.rows) out.queries = std::max(out.queries, row + 1);
   out.rows = kept(tiles.rows.data(), DType::i32, static_cast<std::int64_t>(tiles.rows.size()));
-  out.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
-  out.wide_pieces = out.wide_most > out.most ? kept(wide.data(), DType::u8, bytes_of(wide)) : out.pieces;
+  out.narrow = pieces_of(tiles, TileRows::kMost, kept);
+  bool wider = false;
+  for (int t = 0; t < tiles.count(); ++t) wider = wider || tiles.rows_in(t) > TileRows::kMost;
+  out.wide = wider ? pieces_of(tiles, TileRows::kMostHopper, kept) : out.narrow;
   return out;
+}
+
+/// Does attention_hopper.cu take it?
+bool on_hopper(const AttentionArgs& args, bool hopper) {
+  return hopper && args.q.dtype() == DType::bf16 && hopper_takes_heads_of(static_cast<int>(args.q.dim(3)));
 }
 
 /// ListAttention::box_keys of these lists, whose largest key is keys_end - 1.
@@ -99,10 +105,7 @@ int box_keys_of(const KeyLists& lists, int keys_end) {
   return fits(128) ? 128 : fits(64) ? 64 : 0;
 }
 
-ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool hopper) {
-  const std::int64_t dim = args.q.dim(3);
-  const bool wide = hopper && args.q.dtype() == DType::bf16 && hopper_takes_heads_of(static_cast<int>(dim)) &&
-                    tiles.wide_most > tiles.most;
+ListAttention call_of(const AttentionArgs& args, const Pieces& pieces, const Tensor& rows, bool hopper) {
   return {.q = args.q.raw(),
           .k = args.k.raw(),
           .v = args.v.raw(),
@@ -110,22 +113,26 @@ ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool 
           .type = args.q.dtype(),
           .batch = static_cast<int>(args.q.dim(0)),
           .heads = static_cast<int>(args.q.dim(1)),
-          .dim = static_cast<int>(dim),
+          .dim = static_cast<int>(args.q.dim(3)),
           .queries = static_cast<int>(args.q.dim(2)),
           .out_queries = static_cast<int>(args.out.dim(1)),
           .capacity = args.k.dim(2),
-          .tiles = address<TileRows>(wide ? tiles.wide_pieces : tiles.pieces),
+          .tiles = address<TileRows>(pieces.tiles),
           .ranges = nullptr,
-          .rows = address<std::int32_t>(tiles.rows),
+          .rows = address<std::int32_t>(rows),
           .keys = nullptr,
-          .tile_count = wide ? tiles.wide_count : tiles.piece_count,
+          .tile_count = pieces.count,
           .list_tiles = 0,
-          .whole_tiles = wide ? tiles.wide_whole : tiles.whole,
-          .most_queries = wide ? tiles.wide_most : tiles.most,
+          .whole_tiles = pieces.whole,
+          .most_queries = pieces.most_queries,
           .own_lists = false,
           .scale = args.scale,
           .statistics = args.statistics.defined() ? const_cast<float*>(args.statistics.data<float>()) : nullptr,
           .hopper = hopper};
+}
+
+ListAttention call_of(const AttentionArgs& args, const DeviceTiles& tiles, bool hopper) {
+  return call_of(args, on_hopper(args, hopper) ? tiles.wide : tiles.narrow, tiles.rows, hopper);
 }
 
 /// Groups of queries cut into stages of 64: large groups for themselves, small ones together.
@@ -216,7 +223,7 @@ AttentionListsPtr CudaBackend::prepare_lists(const QueryTiles& tiles, const KeyL
   out->box_keys = box_keys_of(lists, out->most_key);
   out->lists = lists.lists;
   out->list_tiles = lists.tiles;
-  out->tiles = put_tiles(tiles, [this](const void* x, DType type, std::int64_t count) { return kept(x, type, count); });
+  out->tiles = put_tiles(tiles, [this](auto... x) { return kept(x...); });
   out->ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
   out->keys = kept(keys.data(), DType::i32, static_cast<std::int64_t>(keys.size()));
   return out;
@@ -251,7 +258,7 @@ void CudaBackend::attention(AttentionArgs& args, const QueryTiles& tiles, const 
 
 AttentionRecipePtr CudaBackend::prepare_recipe(const ListRecipe& recipe) {
   auto out = std::make_shared<CudaRecipe>();
-  const auto keep = [this](const void* x, DType type, std::int64_t count) { return kept(x, type, count); };
+  const auto keep = [this](auto... x) { return kept(x...); };
   const auto keep_numbers = [&](const std::vector<std::int32_t>& x) {
     return keep(x.data(), DType::i32, static_cast<std::int64_t>(x.size()));
   };
@@ -303,9 +310,8 @@ void CudaBackend::attention_with_residual(AttentionArgs& args, const AttentionRe
   // The kernel adds to what it writes: to all tokens, then, which lie row by row.
   const DeviceTiles& tiles = dynamic_cast<const CudaRecipe&>(recipe).tiles;
   const bool all = tiles.queries == to.grid.tokens() && tiles.rows.size() == to.grid.tokens();
-  if (older_.epilogue || !all || !from.by_rows() || !to.by_rows() || !hopper_ || args.q.dtype() != DType::bf16 ||
-      cache.dtype() != DType::bf16 || !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) ||
-      cache.size() / cache.dim(0) >= (1LL << 31))
+  if (older_.epilogue || !all || !from.by_rows() || !to.by_rows() || !on_hopper(args, hopper_) ||
+      cache.dtype() != DType::bf16 || cache.size() / cache.dim(0) >= (1LL << 31))
     return Backend::attention_with_residual(args, recipe, choice, pairs, cache, from, to);
   follow_recipe(args, recipe, choice, pairs, {.cache = cache.raw(), .from = from.grid, .to = to.grid});
 }
@@ -368,12 +374,13 @@ const CudaBackend::Parts& CudaBackend::parts_of(int queries, int keys, int parts
     for (int t = 0; t < tiles.count(); ++t)
       pieces.push_back({.first_query = tiles.offset[t], .queries = tiles.rows_in(t), .list = p, .shift = p * queries});
   }
-  known.pieces = kept(pieces.data(), DType::u8, bytes_of(pieces));
+  known.pieces = {.tiles = kept_tiles(pieces, [this](auto... x) { return kept(x...); }),
+                  .count = static_cast<int>(pieces.size()),
+                  .whole = parts == 1 ? queries / per_tile : 0,
+                  .most_queries = std::min(queries, per_tile)};
   known.ranges = kept(ranges.data(), DType::u8, static_cast<std::int64_t>(ranges.size() * sizeof(KeyRange)));
   known.keys = kept(all.data(), DType::i32, static_cast<std::int64_t>(all.size()));
   known.rows = kept(tiles.rows.data(), DType::i32, queries);
-  known.count = parts * tiles.count();
-  known.whole = parts == 1 ? queries / per_tile : 0;
   return known;
 }
 
@@ -382,16 +389,11 @@ void CudaBackend::attend_parts(const AttentionArgs& args, int queries, int keys,
                                const LogitRows& logits, const Tensor& rows) {
   const Parts& known = parts_of(queries, keys, parts, per_tile);
   if (!computes()) return;
-  ListAttention call = call_of(args, {}, hopper_);
-  call.tiles = address<TileRows>(known.pieces);
+  ListAttention call = call_of(args, known.pieces, rows.defined() ? rows : known.rows, hopper_);
   call.ranges = address<KeyRange>(known.ranges);
-  call.rows = address<std::int32_t>(rows.defined() ? rows : known.rows);
   call.in_order = rows.defined();
   call.keys = address<std::int32_t>(known.keys);
-  call.tile_count = known.count;
-  call.whole_tiles = known.whole;
   call.list_tiles = parts;
-  call.most_queries = std::min(queries, per_tile);
   call.logits = logits;
   call.box_keys = older_.boxes ? 0 : parts == 1 ? 128 : LogitRows::kStage;
   call.keys_end = keys;
@@ -443,9 +445,7 @@ double microseconds(const TileCost& tile, const AttentionArgs& args, int keys, i
 }  // namespace
 
 int CudaBackend::tile_for_all_keys(const AttentionArgs& args, int keys) const {
-  if (older_.dense || !hopper_ || args.q.dtype() != DType::bf16 ||
-      !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))))
-    return 0;
+  if (older_.dense || !on_hopper(args, hopper_)) return 0;
   return std::ranges::min_element(
              kTileCosts, {}, [&](const TileCost& tile) { return microseconds(tile, args, keys, gpu_.multiprocessors); })
       ->queries;
@@ -513,9 +513,8 @@ void CudaBackend::attend_and_choose(AttentionArgs& args, const std::vector<std::
   for (int g = 0; g < groups.count(); ++g) single = single && groups.rows_in(g) == 1;
   const std::int64_t heads = args.q.dim(0) * args.q.dim(1);
   const std::int64_t stride = whole_stages(keys);
-  if (older_.choice || !hopper_ || !single || counts.size() != 1 || counts[0] > ChooseOfLogits::kMostChosen ||
-      stride > ChooseOfLogits::kMostKeys || args.q.dtype() != DType::bf16 ||
-      !hopper_takes_heads_of(static_cast<int>(args.q.dim(3))) || !shares_out_keys(args, keys))
+  if (older_.choice || !single || counts.size() != 1 || counts[0] > ChooseOfLogits::kMostChosen ||
+      stride > ChooseOfLogits::kMostKeys || !on_hopper(args, hopper_) || !shares_out_keys(args, keys))
     return Backend::attend_and_choose(args, rows, groups, keys, counts, choice);
   const std::int64_t queries = args.statistics.dim(2);
   require_choice(choice, heads, groups.count(), counts[0]);
