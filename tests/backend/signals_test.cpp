@@ -17,14 +17,18 @@ namespace {
 
 std::atomic<std::uintptr_t> stack_begin{0}, stack_end{0};
 std::atomic<int> handled{0}, misplaced{0};
+pthread_t computing;
 
+/// A GPU's driver has threads of its own, which may take a signal while this one handles the last.
 void on_alarm(int) {
+  if (pthread_equal(pthread_self(), computing) == 0) return;
   const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
   ++handled;
   if (here < stack_begin.load() || here >= stack_end.load()) ++misplaced;
 }
 
 void remember_stack() {
+  computing = pthread_self();
   pthread_attr_t attributes;
   ASSERT_EQ(pthread_getattr_np(pthread_self(), &attributes), 0);
   void* begin = nullptr;
