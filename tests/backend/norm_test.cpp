@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/device_under_test.h"
@@ -70,6 +71,40 @@ TEST_P(Operations, AddGated) {
       }
       EXPECT_LT(worst, 2e-6) << width;
     }
+  }
+}
+
+TEST_P(Operations, FusedNormOfManyRows) {  // so many that a block of a GPU does several, of more than one batch entry
+  for (const auto& [n, width] : {std::array{401L, 3584L}, std::array{211L, 2052L}, std::array{4001L, 132L}}) {
+    const Tensor start = random_tensor({3, n, width}, ++seed), y = random_tensor({3, n, width}, ++seed).to(GetParam()),
+                 gate = random_tensor({3, width}, ++seed), scale = random_tensor({3, width}, ++seed),
+                 shift = random_tensor({3, width}, ++seed);
+    Tensor x = start.to(DType::f32);
+    const Tensor found = backend->add_gated_norm(x, y, gate, {scale, shift, 1.0F, 1e-6F, DType::f32});
+    const Tensor rounded = y.to(DType::f32);
+    double worst_sum = 0, worst = 0;
+    std::vector<double> sum(static_cast<std::size_t>(width));
+    for (std::int64_t r = 0; r < 3 * n; ++r) {
+      const std::int64_t of_entry = r / n * width;
+      double mean = 0, variance = 0;
+      for (std::int64_t i = 0; i < width; ++i) {
+        const double before = start.data<float>()[r * width + i],
+                     more =
+                         static_cast<double>(gate.data<float>()[of_entry + i]) * rounded.data<float>()[r * width + i];
+        sum[i] = before + more;
+        mean += sum[i] / static_cast<double>(width);
+        worst_sum = std::max(
+            worst_sum, std::abs(x.data<float>()[r * width + i] - sum[i]) / (1 + std::abs(before) + std::abs(more)));
+      }
+      for (const double value : sum) variance += (value - mean) * (value - mean) / static_cast<double>(width);
+      for (std::int64_t i = 0; i < width; ++i) {
+        const double a = (sum[i] - mean) / std::sqrt(variance + 1e-6) * (1 + scale.data<float>()[of_entry + i]) +
+                         shift.data<float>()[of_entry + i];
+        worst = std::max(worst, std::abs(found.data<float>()[r * width + i] - a) / (1 + std::abs(a)));
+      }
+    }
+    EXPECT_LT(worst_sum, 2e-7) << width;
+    EXPECT_LT(worst, 5e-6) << width;
   }
 }
 
