@@ -218,7 +218,7 @@ def patched(folder):
     if not reports:
         return
     print("\n### Upstream's model, patched\n")
-    print(f"`bench/python_patch.py --geometry {reports[0]['geometry']}`: a model of random weights that runs as upstream's does (eager, its own KV cache), one 1024x1024 picture with guidance, in seconds.")
+    print(f"`bench/python_patch.py --geometry {reports[0]['geometry']}`: a model of random weights that runs as upstream's does (eager, its own KV cache), one 1024x1024 picture with guidance, in seconds: medians of {reports[0]['repeat']} pictures of each, in turn.")
     print("Patched layers keep keys and values in one buffer and normalise, rotate and store them in one kernel, so `dense` gains too. Flash: PyTorch held to FlashAttention.\n")
     patched_rows(reports)
 

@@ -80,13 +80,6 @@ struct Call {
   std::shared_ptr<Lists> lists;  // instead of the plan
 };
 
-/// How q, k and v are made of the qkv product, besides its arrays.
-struct Split {
-  bool normalise = true;
-  std::int64_t first = 0;     // row of the caches
-  std::uintptr_t stream = 0;  // of CUDA
-};
-
 /// A call whose arrays were checked: others of these shapes and strides differ in where they lie alone.
 struct PreparedCall {
   Call call;
@@ -95,16 +88,25 @@ struct PreparedCall {
   std::int64_t bytes = 0;  // of working memory; 0 on the CPU
 };
 
+/// The same of the kernel before attention: how q, k and v are made of the qkv product.
+struct PreparedSplit {
+  Tensor qkv, q, k, v;
+  QkvArgs args;
+};
+
 /// Of PyTorch's addresses, which Python has as numbers.
 void* pointer_to(std::uintptr_t address) {
   return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr)
 }
 
 /// The same array at another address.
+Tensor moved(const Tensor& like, std::uintptr_t to) {
+  return like.defined() ? Tensor(pointer_to(to), like.dtype(), like.shape(), nullptr, like.place()) : Tensor();
+}
+/// Of one that kernels read 16 bytes at once.
 Tensor moved(const char* name, const Tensor& like, std::uintptr_t to) {
-  if (!like.defined()) return {};
-  if (like.place() == Place::device) require_gpu_alignment(name, to);
-  return {pointer_to(to), like.dtype(), like.shape(), nullptr, like.place()};
+  if (like.defined() && like.place() == Place::device) require_gpu_alignment(name, to);
+  return moved(like, to);
 }
 
 /// A plan on one device. Arrays are packed, k and v may be the first rows of a larger cache. One call at a time: others
@@ -174,13 +176,13 @@ class PlanKernel {
                      [&] { attend(prepared.call, args, carried); });
   }
 
-  /// Backend::split_qkv: qkv (batch, tokens, 3 heads, channels), float32 on the CPU; q (batch, heads, tokens, channels)
-  /// and rows [first, first + tokens) of k and v (batch, heads, capacity, channels) are written. head_scale: float32
-  /// (heads); rope: float32 (tokens, channels / 2, 2).
-  void split(const Split& how, const In& qkv_, const Out& q_, const Out& k_, const Out& v_,
-             const std::optional<In>& head_scale, const std::optional<In>& rope) {
-    const Array4 qkv = array4("qkv", qkv_, false), q4 = array4("q", q_, false), k4 = array4("k_cache", k_, false),
-                 v4 = array4("v_cache", v_, false);
+  /// Backend::split_qkv: qkv (batch, tokens, 3 heads, channels), float32 on the CPU; q (batch, heads, tokens,
+  /// channels); k and v (batch, heads, capacity, channels); head_scale: float32 (heads); rope: float32 (tokens,
+  /// channels / 2, 2).
+  PreparedSplit prepare_split(bool normalise, const In& qkv_, const Out& q_, const Out& k_, const Out& v_,
+                              const std::optional<In>& head_scale, const std::optional<In>& rope) const {
+    const Array4 qkv = array4("qkv", qkv_, false), q = array4("q", q_, false), k = array4("k_cache", k_, false),
+                 v = array4("v_cache", v_, false);
     const std::int64_t batch = qkv.shape[0], n = qkv.shape[1], heads = qkv.shape[2] / 3, dim = qkv.shape[3];
     const auto expect = [](const Array4& a, const std::array<std::int64_t, 4>& shape) {
       if (a.shape != shape)
@@ -188,29 +190,45 @@ class PlanKernel {
                                                   shape[0], shape[1], shape[2], shape[3]));
     };
     expect(qkv, {batch, n, 3 * heads, dim});
-    expect(q4, {batch, heads, n, dim});
-    expect(k4, {batch, heads, k4.shape[2], dim});
-    expect(v4, k4.shape);
+    expect(q, {batch, heads, n, dim});
+    expect(k, {batch, heads, k.shape[2], dim});
+    expect(v, k.shape);
     const DType product_type = gpu_ < 0 ? DType::f32 : qkv.dtype;  // a GPU takes both
-    for (const Array4* a : {&qkv, &q4, &k4, &v4})
+    for (const Array4* a : {&qkv, &q, &k, &v})
       if ((a->on_gpu ? a->device : -1) != gpu_ || a->dtype != (a == &qkv ? product_type : dtype_))
         throw Error(ErrorKind::usage, fmt::format("split_qkv: {} {} is not what was prepared", a->name, a->text()));
-    QkvArgs args{.heads = static_cast<int>(heads),
-                 .l2_norm = how.normalise,
-                 .head_scale = carried_tensor("head_scale", head_scale, 1),
-                 .rope = carried_tensor("rope", rope, 3),
-                 .offset = how.first};
-    require_small("head_scale", args.head_scale, {heads});
-    require_small("rope", args.rope, {n, dim / 2, 2});
-    if (how.first < 0 || how.first + n > k4.shape[2] || (args.rope.defined() && dim % 2 != 0))
-      throw Error(ErrorKind::usage, fmt::format("split_qkv: {} rows from row {} do not fit k_cache {}, or heads of {} "
-                                                "channels cannot rotate",
-                                                n, how.first, k4.text(), dim));
-    const Tensor product = qkv.tensor().reshaped({batch, n, 3, heads, dim});
-    Tensor q = q4.tensor(), k = k4.tensor(), v = v4.tensor();
+    PreparedSplit out{.qkv = qkv.tensor().reshaped({batch, n, 3, heads, dim}),
+                      .q = q.tensor(),
+                      .k = k.tensor(),
+                      .v = v.tensor(),
+                      .args = {.heads = static_cast<int>(heads),
+                               .l2_norm = normalise,
+                               .head_scale = carried_tensor("head_scale", head_scale, 1),
+                               .rope = carried_tensor("rope", rope, 3)}};
+    require_small("head_scale", out.args.head_scale, {heads});
+    require_small("rope", out.args.rope, {n, dim / 2, 2});
+    if (out.args.rope.defined() && dim % 2 != 0)
+      throw Error(ErrorKind::usage, fmt::format("split_qkv: heads of {} channels cannot rotate", dim));
+    return out;
+  }
+
+  /// Arrays at these addresses: q and rows [first, first + tokens) of k and v are written.
+  void split_at(const PreparedSplit& prepared, std::int64_t first, std::uintptr_t stream, std::uintptr_t qkv,
+                std::uintptr_t q_, std::uintptr_t k_, std::uintptr_t v_, std::uintptr_t head_scale,
+                std::uintptr_t rope) {
+    const std::int64_t n = prepared.q.dim(2), capacity = prepared.k.dim(2);
+    if (first < 0 || first > capacity - n)
+      throw Error(ErrorKind::usage,
+                  fmt::format("split_qkv: {} rows from row {} do not fit k_cache, which has {}", n, first, capacity));
+    QkvArgs args = prepared.args;
+    args.offset = first;
+    args.head_scale = moved(args.head_scale, head_scale);
+    args.rope = moved(args.rope, rope);
+    const Tensor product = moved("qkv", prepared.qkv, qkv);
+    Tensor q = moved("q", prepared.q, q_), k = moved("k_cache", prepared.k, k_), v = moved("v_cache", prepared.v, v_);
     const nb::gil_scoped_release released;
     const std::lock_guard lock(mutex_);
-    backend_->run_on(pointer_to(how.stream), nullptr, 0, [&] { backend_->split_qkv(product, args, q, k, v); });
+    backend_->run_on(pointer_to(stream), nullptr, 0, [&] { backend_->split_qkv(product, args, q, k, v); });
   }
 
   /// Fills out, on the CPU. At a cs4a rule's decision scale choice and residual are written, above it they are read.
@@ -377,13 +395,7 @@ void bind_attention(nb::module_& m) {
           nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"), nb::arg("lists").none() = nb::none());
   nb::class_<PreparedCall>(m, "PreparedCall", "A call whose arrays were checked; they may lie elsewhere.")
       .def_ro("bytes", &PreparedCall::bytes, "Of working memory; 0 on the CPU.");
-  nb::class_<Split>(m, "Split", "How q, k and v are made of a qkv product.")
-      .def(
-          "__init__",
-          [](Split* self, bool normalise, std::int64_t first, std::uintptr_t stream) {
-            new (self) Split{normalise, first, stream};
-          },
-          nb::arg("normalise"), nb::arg("first"), nb::arg("stream") = 0);
+  nb::class_<PreparedSplit>(m, "PreparedSplit", "The same of q, k and v that are made of a qkv product.");
   nb::class_<PlanKernel>(m, "PlanKernel", "Attention by a plan on one device.")
       .def(
           "__init__",
@@ -398,8 +410,11 @@ void bind_attention(nb::module_& m) {
       .def("run_at", &PlanKernel::run_at, "Addresses; 0: there is none.", nb::arg("prepared"), nb::arg("stream"),
            nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("choice"), nb::arg("residual"),
            nb::arg("memory"))
-      .def("split", &PlanKernel::split, nb::arg("how"), nb::arg("qkv"), nb::arg("q"), nb::arg("k_cache"),
-           nb::arg("v_cache"), nb::arg("head_scale").none(), nb::arg("rope").none())
+      .def("prepare_split", &PlanKernel::prepare_split, nb::arg("normalise"), nb::arg("qkv"), nb::arg("q"),
+           nb::arg("k_cache"), nb::arg("v_cache"), nb::arg("head_scale").none(), nb::arg("rope").none())
+      .def("split_at", &PlanKernel::split_at, "Addresses; 0: there is none.", nb::arg("prepared"), nb::arg("first"),
+           nb::arg("stream"), nb::arg("qkv"), nb::arg("q"), nb::arg("k_cache"), nb::arg("v_cache"),
+           nb::arg("head_scale"), nb::arg("rope"))
       .def("run", &PlanKernel::run, nb::arg("call"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"),
            nb::arg("words"), nb::arg("choice").none(), nb::arg("residual").none());
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Grids = tuple[tuple[int, int], ...]
+    Schedule = tuple[tuple[int, ...], ...] | None  # a call's scale_schedule, ((1, h, w), ...)
 
 _RECORD = "_sparvar_patch"  # attribute of a patched layer
 _BUFFER = "_sparvar_buffer"  # attribute of a cached tensor that is a view of a buffer of ours
@@ -95,7 +96,7 @@ class _Shared:
         self.attention = attention
         self.layers = layers
         self.patch_nums = patch_nums
-        self.walks: dict[Any, _Walk] = {}
+        self.walks: dict[Schedule, _Walk] = {}
         self.ropes: dict[Any, tuple[Tensor, Tensor]] = {}
         # whatever is wrong with the plan is said now, not in the first picture
         trial = self._bind(patch_nums if patch_nums is not None else plans.schedule())
@@ -110,14 +111,14 @@ class _Shared:
         name = os.fspath(self.attention)
         return plans.from_json(name, grids) if name.endswith(".json") else plans.preset(name, grids, layers=self.layers)
 
-    def walk(self, scale_schedule: Any) -> _Walk:
-        """Of a call's `scale_schedule` ((1, h, w), ...), or of None: the model's or the plan's."""
-        key = None if scale_schedule is None else tuple(map(tuple, scale_schedule))
-        if key not in self.walks:
-            self.walks[key] = self._made(key)
-        return self.walks[key]
+    def walk(self, key: Schedule) -> _Walk:
+        """Of a call's schedule, or of None: the model's or the plan's."""
+        found = self.walks.get(key)
+        if found is None:
+            found = self.walks[key] = self._made(key)
+        return found
 
-    def _made(self, key: Any) -> _Walk:
+    def _made(self, key: Schedule) -> _Walk:
         own = self.attention.schedule if isinstance(self.attention, Plan) else None
         grids = self.patch_nums if self.patch_nums is not None else own
         if key is not None:
@@ -143,12 +144,14 @@ class _Shared:
         scale_at = {(h * w, begin): index for index, ((h, w), begin) in enumerate(zip(grids, begins, strict=False))}
         return _Walk(plan, scale_at, begins[-1], tuple(begins[:-1]))
 
-    def rope(self, tables: dict[str, Tensor], scale_schedule: Any, like: Tensor, refresh: bool) -> Tensor:
+    def rope(
+        self, tables: dict[str, Tensor], scale_schedule: Any, schedule: Schedule, like: Tensor, refresh: bool
+    ) -> Tensor:
         """The rotations of a whole schedule, float32 (tokens, channels / 2, 2), of numbers rounded to the type of
         `like` as upstream rounds them."""
-        if scale_schedule is None:
+        if schedule is None:
             raise UsageError("patch: rope2d_freqs_grid came without scale_schedule, which says where its tokens stand")
-        key = (tuple(map(tuple, scale_schedule)), like.dtype, like.device)
+        key = (schedule, like.dtype, like.device)
         known = self.ropes.get(key)
         if known is not None and not refresh:
             return known[1]
@@ -176,27 +179,30 @@ class _Layer:
         self.forward_before = forward_before
         self.state = AttentionState()
         self.bias: Tensor | None = None
+        self.normalises = False
         self.head_scale: Tensor | None = None
+        self.token_axis = 2  # of cached_k
+        self.settled = False
 
     def begin(self, layer: Any) -> None:
         """A picture begins: nothing of the one before counts, and the weights may be others."""
         self.state.reset()
         self.bias = torch.cat((layer.q_bias, layer.zero_k_bias, layer.v_bias)).detach()
+        self.normalises = bool(getattr(layer, "cos_attn", getattr(layer, "attn_l2_norm", False)))
         self.head_scale = None
+        self.settled = False
 
     def settle(self, layer: Any, dtype: torch.dtype) -> None:
         """What depends on the type that the layer turned out to run in."""
+        self.settled = True
         if self.bias is not None:
             self.bias = self.bias.to(dtype)
-        if _normalises(layer):
+        self.token_axis = _token_axis(layer, dtype)
+        if self.normalises:
             factor = layer.scale_mul_1H11.detach().clamp_max(layer.max_scale_mul).exp()
             if hasattr(layer, "cos_attn"):  # Infinity rounds it, VAR does not
                 factor = factor.to(dtype)
             self.head_scale = factor.float().reshape(-1)
-
-
-def _normalises(layer: Any) -> bool:
-    return bool(getattr(layer, "cos_attn", getattr(layer, "attn_l2_norm", False)))
 
 
 def _forward(
@@ -224,12 +230,12 @@ def _forward(
         batch, tokens, 3, layer.num_heads, layer.head_dim
     )
     _require_inference(qkv)
-    normalises = _normalises(layer)
-    if begins or (normalises and record.head_scale is None):
+    if not record.settled:
         record.settle(layer, qkv.dtype)
-    token_axis = _token_axis(layer, qkv.dtype)
+    token_axis = record.token_axis
     before = 0 if begins else int(layer.cached_k.shape[token_axis])
-    walk = record.shared.walk(scale_schedule)
+    schedule = None if scale_schedule is None else tuple(map(tuple, scale_schedule))
+    walk = record.shared.walk(schedule)
     scale_index = walk.scale_at.get((tokens, before))
     if scale_index is None:
         raise UsageError(
@@ -238,14 +244,16 @@ def _forward(
         )
     rope = None
     if rope2d_freqs_grid is not None:
-        table = record.shared.rope(rope2d_freqs_grid, scale_schedule, qkv, begins and record.index == 0)
+        refresh = begins and record.index == 0
+        table = record.shared.rope(rope2d_freqs_grid, scale_schedule, schedule, qkv, refresh)
         first = walk.begins[scale_ind]  # as upstream: of the scale that the call names
         rope = table[first : first + tokens]
     k_buffer, v_buffer = _buffers(layer, qkv, token_axis, walk.tokens)
-    q = torch.ops.sparvar.split_qkv(qkv, k_buffer, v_buffer, record.head_scale, rope, normalises, before)
+    q = torch.ops.sparvar.split_qkv(qkv, k_buffer, v_buffer, record.head_scale, rope, record.normalises, before)
     del qkv
     k, v = k_buffer[:, :, : before + tokens], v_buffer[:, :, : before + tokens]
-    layer.cached_k, layer.cached_v = _shown(k, k_buffer, token_axis), _shown(v, v_buffer, token_axis)
+    _put(layer, "cached_k", _shown(k, k_buffer, token_axis))
+    _put(layer, "cached_v", _shown(v, v_buffer, token_axis))
     out = _torch.attention(q, k, v, walk.plan, record.index, scale_index, float(layer.scale), record.state, 0)
     if before + tokens == walk.tokens:
         record.state.reset()  # the picture is done: what it carried need not wait for the next one
@@ -305,6 +313,14 @@ def _buffers(layer: Any, qkv: Tensor, token_axis: int, capacity: int) -> tuple[T
                 buffer[:, :, : rows.shape[2]] = rows
         made.append(buffer)
     return made[0], made[1]
+
+
+def _put(layer: Any, name: str, value: Tensor) -> None:
+    """Assigns an attribute. Module's own assignment looks for parameters first and costs as much as a small kernel."""
+    if name in layer.__dict__:
+        layer.__dict__[name] = value
+    else:
+        setattr(layer, name, value)
 
 
 def _shown(rows: Tensor, buffer: Tensor, token_axis: int) -> Tensor:

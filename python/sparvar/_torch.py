@@ -123,8 +123,21 @@ def _empty_out(q: Tensor) -> Tensor:
 
 # ---- one call, on the CPU or on the current stream of a GPU, with working memory of PyTorch's
 
-_prepared: dict[Any, tuple[Any, _engine.PreparedCall]] = {}
+_Prepared = tuple[Any, Any]  # a kernel, and a call of it whose arrays were checked
+_prepared: dict[Any, _Prepared] = {}
 _MOST_PREPARED = 4096
+
+
+def _keep(key: Any, made: _Prepared) -> _Prepared:
+    if len(_prepared) >= _MOST_PREPARED:
+        _prepared.clear()
+    _prepared[key] = made
+    return made
+
+
+def _stream(of: Tensor) -> int:
+    """The current one of its device; 0 on the CPU."""
+    return torch.cuda.current_stream(of.device).cuda_stream if of.is_cuda else 0
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
@@ -154,18 +167,15 @@ def _run(
     with _current(q.device):
         found = _prepared.get(key)
         if found is None:
-            if len(_prepared) >= _MOST_PREPARED:
-                _prepared.clear()
             lists = source.handle if isinstance(source, KeyLists) else None
             kernel = _kernel(_no_rules if isinstance(source, KeyLists) else source, q)
             arrays = [tensor.detach() for tensor in tensors]
             call = _engine.Call(layer, scale_index, scale, lists)
-            found = _prepared[key] = kernel, kernel.prepare(call, *arrays, *(carried or (None, None)))
+            found = _keep(key, (kernel, kernel.prepare(call, *arrays, *(carried or (None, None)))))
         kernel, prepared = found
-        stream = torch.cuda.current_stream().cuda_stream if q.is_cuda else 0
         memory = q.new_empty(prepared.bytes, dtype=torch.uint8)
         addresses = [tensor.data_ptr() for tensor in (*tensors, *carried)]
-        kernel.run_at(prepared, stream, *addresses, *(() if carried else (0, 0)), memory.data_ptr())
+        kernel.run_at(prepared, _stream(q), *addresses, *(() if carried else (0, 0)), memory.data_ptr())
 
 
 def _attend_cpu(
@@ -245,14 +255,17 @@ def _split_qkv(
     """
     batch, tokens, _, heads, channels = qkv.shape
     q = k_cache.new_empty((batch, heads, tokens, channels))
-    device = str(qkv.device)
-    on_gpu = qkv.device.type == "cuda"
-    stream = torch.cuda.current_stream(qkv.device).cuda_stream if on_gpu else 0
-    kernel = plan_kernel(_no_rules, device, k_cache.dtype == torch.bfloat16)
-    product = qkv.flatten(2, 3) if on_gpu else qkv.flatten(2, 3).float()
-    small = [None if tensor is None else tensor.detach() for tensor in (head_scale, rope)]
-    arrays = [tensor.detach() for tensor in (product, q, k_cache, v_cache)]
-    kernel.split(_engine.Split(normalise, first, stream), *arrays, *small)
+    product = (qkv if qkv.is_cuda else qkv.float()).flatten(2, 3)
+    arrays, small = (product, q, k_cache, v_cache), (head_scale, rope)
+    shapes = tuple([None if t is None else (t.dtype, t.shape, t.stride(), t.device) for t in (*arrays, *small)])
+    found = _prepared.get((shapes, normalise))
+    if found is None:
+        kernel = plan_kernel(_no_rules, str(qkv.device), k_cache.dtype == torch.bfloat16)
+        detached = [None if tensor is None else tensor.detach() for tensor in (*arrays, *small)]
+        found = _keep((shapes, normalise), (kernel, kernel.prepare_split(normalise, *detached)))
+    kernel, prepared = found
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*arrays, *small)]
+    kernel.split_at(prepared, first, _stream(qkv), *addresses)
     return q
 
 
