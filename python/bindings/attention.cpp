@@ -395,7 +395,8 @@ void bind_attention(nb::module_& m) {
           nb::arg("layer"), nb::arg("scale"), nb::arg("logit_scale"), nb::arg("lists").none() = nb::none());
   nb::class_<PreparedCall>(m, "PreparedCall", "A call whose arrays were checked; they may lie elsewhere.")
       .def_ro("bytes", &PreparedCall::bytes, "Of working memory; 0 on the CPU.");
-  nb::class_<PreparedSplit>(m, "PreparedSplit", "The same of q, k and v that are made of a qkv product.");
+  const nb::class_<PreparedSplit> prepared_split(m, "PreparedSplit",
+                                                 "The same of q, k and v that are made of a qkv product.");
   nb::class_<PlanKernel>(m, "PlanKernel", "Attention by a plan on one device.")
       .def(
           "__init__",
