@@ -74,7 +74,7 @@ TEST_P(Operations, AddGated) {
   }
 }
 
-TEST_P(Operations, FusedNormOfManyRows) {  // so many that a block of a GPU does several, of more than one batch entry
+TEST_P(Operations, FusedNormOfManyRows) {  // of several batch entries, each with modulations of its own
   for (const auto& [n, width] : {std::array{401L, 3584L}, std::array{211L, 2052L}, std::array{4001L, 132L}}) {
     const Tensor start = random_tensor({3, n, width}, ++seed), y = random_tensor({3, n, width}, ++seed).to(GetParam()),
                  gate = random_tensor({3, width}, ++seed), scale = random_tensor({3, width}, ++seed),
