@@ -433,7 +433,7 @@ class Remembered final : public ProductChoices {
 };
 
 void measure_fp8(Backend& backend, cudaStream_t stream, nlohmann::ordered_json& report) {
-  for (const std::int64_t rows : {2, 32, 72, 288, 1152, 8192})
+  for (const std::int64_t rows : {2, 32, 72, 128, 288, 1152, 8192})
     for (const auto& [in, out] : kLayerSizes) report["fp8"].push_back(measure_layer(backend, rows, in, out));
   for (const std::int64_t rows : {2, 288, 8192}) {
     report["quantise"].push_back(measure_quantise(rows, 3584, false, stream));

@@ -148,7 +148,9 @@ TEST_F(Fp8, ProductsMatchDoublePrecision) {
        {std::array{1L, 128L, 16L}, std::array{2L, 1040L, 144L}, std::array{8L, 128L, 20000L},
         std::array{31L, 208L, 272L}, std::array{33L, 592L, 128L}, std::array{64L, 4096L, 64L}, std::array{7L, 64L, 32L},
         std::array{65L, 16L, 16L}, std::array{72L, 80L, 208L}, std::array{128L, 272L, 144L},
-        std::array{129L, 528L, 144L}, std::array{287L, 144L, 400L}, std::array{513L, 3584L, 64L}})
+        std::array{129L, 528L, 144L}, std::array{287L, 144L, 400L}, std::array{513L, 3584L, 64L},
+        std::array{71L, 528L, 2000L}, std::array{90L, 528L, 3312L}, std::array{127L, 272L, 7152L},
+        std::array{144L, 128L, 14416L}})
     for (const bool biased : {true, false}) {
       const Tensor x = uneven_rows({rows, in}, seed).to(biased ? DType::f32 : DType::bf16),
                    w = uneven_rows({out, in}, seed + 1);
@@ -174,10 +176,12 @@ Tensor corner(const Tensor& y, std::int64_t rows, std::int64_t channels) {
   return out;
 }
 
-TEST_F(Fp8, ProductsThatTheLibraryDoesNotScale) {  // that of CUDA 13.0: 72 rows, this depth
-  const Tensor x = uneven_rows({72, 14336}, seed), w = uneven_rows({3584, 14336}, seed + 1),
-               bias = random_tensor({3584}, seed + 2, 100);
-  for (const bool biased : {true, false}) {
+TEST_F(Fp8,
+       ProductsThatTheLibraryDoesNotScale) {  // that of CUDA 13.0: 72 rows, this depth; few channels are left to it
+  for (const auto& [channels, biased] :
+       std::array{std::pair{3584L, true}, std::pair{256L, true}, std::pair{256L, false}}) {
+    const Tensor x = uneven_rows({72, 14336}, seed), w = uneven_rows({channels, 14336}, seed + 1),
+                 bias = random_tensor({channels}, seed + 2, 100);
     const LinearPtr weights = layer(w, biased ? bias : Tensor());
     const Product want(x.rows(0, 5), w.rows(0, 40), biased ? bias : Tensor());
     const Tensor plain = multiply(x, *weights, Activation::none, DType::bf16);

@@ -109,12 +109,15 @@ TEST_P(Operations, FusedNormOfManyRows) {  // of several batch entries, each wit
 }
 
 TEST_P(Operations, LinearWithActivations) {
-  // The last ones are for products of few rows: ragged tiles of channels, depths and rows, one block and clusters.
+  // The last ones are for products of few rows: ragged tiles of channels, depths and rows, one block and clusters, and
+  // each of the tiles of more than 64 rows, which are taken where blocks fill a GPU.
   for (const auto& [rows, in, out] :
        {std::array{1L, 16L, 33L}, std::array{130L, 64L, 48L}, std::array{7L, 255L, 10L}, std::array{1L, 64L, 8L},
         std::array{2L, 1032L, 136L}, std::array{31L, 200L, 264L}, std::array{33L, 584L, 128L},
         std::array{72L, 72L, 200L}, std::array{128L, 264L, 144L}, std::array{129L, 520L, 136L},
-        std::array{200L, 72L, 256L}, std::array{287L, 136L, 392L}, std::array{8L, 128L, 20000L}})
+        std::array{200L, 72L, 256L}, std::array{287L, 136L, 392L}, std::array{8L, 128L, 20000L},
+        std::array{71L, 264L, 2008L}, std::array{90L, 264L, 3304L}, std::array{127L, 136L, 7144L},
+        std::array{144L, 72L, 14408L}})
     for (const Activation activation : {Activation::none, Activation::gelu_tanh, Activation::silu}) {
       const Tensor x = random_tensor({rows, in}, seed).to(GetParam()),
                    w = random_tensor({out, in}, seed + 1, 0.2F).to(GetParam());

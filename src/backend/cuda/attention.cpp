@@ -73,7 +73,8 @@ void CudaBackend::split_qkv(const Tensor& qkv, const QkvArgs& args, Tensor& q, T
                    .v = v_cache.raw(),
                    .out_type = q.dtype(),
                    .capacity = k_cache.dim(2),
-                   .offset = args.offset},
+                   .offset = args.offset,
+                   .settled = recording_},
                   stream_);
 }
 

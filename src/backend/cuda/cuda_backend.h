@@ -136,6 +136,10 @@ class CudaBackend final : public Backend {
   friend class CudaProgram;
   /// Is work enqueued (and not only planned)?
   bool computes() const { return !dry_; }
+  /// For work outside of programs: reserve() has waited for theirs.
+  void weights_are_there() {
+    if (computes() && !recording_) uploader_.finish();
+  }
   Tensor weight_memory(DType dtype, Shape shape);
   Tensor loaded(const Tensor& from, DType type);
   Tensor loaded_e4m3(const Tensor& from);

@@ -145,8 +145,9 @@ Tensor CudaBackend::linear(const Tensor& x, const Linear& weights, Activation ac
     gemms_->prepare(product, operand(linear.weight));
     return result;
   }
+  weights_are_there();
   gemms_->run(product, operand(source), operand(linear.weight), bias.defined() ? bias.raw() : nullptr, result.raw(),
-              workspace());
+              workspace(), recording_);
   if (activation != Activation::none && !fused)
     activate(result.raw(), out, result.size(), activation == Activation::silu, stream_);
   return result;

@@ -110,6 +110,7 @@ Tensor CudaBackend::convolve(const Tensor& x, const Convolution& weights, const 
   args.bias = conv.bias.data<float>();
   args.residual = added.defined() ? added.raw() : nullptr;
   args.y = out.raw();
+  weights_are_there();
   if (out.size() > 0 && !convolve_with_cudnn(args, source) && computes()) cuda::convolution(args, stream_);
   return out;
 }

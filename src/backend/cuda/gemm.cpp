@@ -28,7 +28,8 @@ void check_blas(cublasStatus_t status, const char* what) {
 
 bool own_takes(const GemmShape& shape) { return supports_few_rows(shape.type, shape.rows, shape.in, shape.out); }
 
-FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y) {
+FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y,
+                    bool settled) {
   return {.type = shape.type,
           .x = x.values,
           .w = weight.values,
@@ -40,7 +41,8 @@ FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& wei
           .rows = static_cast<int>(shape.rows),
           .in = static_cast<int>(shape.in),
           .out = static_cast<int>(shape.out),
-          .gelu = shape.gelu};
+          .gelu = shape.gelu,
+          .settled = settled};
 }
 
 bool worth_measuring(const GemmShape& shape) {
@@ -356,9 +358,9 @@ void Gemms::tune(void* scratch, std::size_t scratch_bytes, void* workspace) {
 }
 
 void Gemms::run(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y,
-                void* workspace) {
+                void* workspace, bool settled) {
   Problem& p = problem(shape);
-  if (p.own) return few_rows(own_product(shape, x, weight, bias, y), stream_);
+  if (p.own) return few_rows(own_product(shape, x, weight, bias, y, settled), stream_);
   if (p.candidates.empty())
     throw Error(ErrorKind::system, fmt::format("cuBLASLt has no product of [{}, {}] and [{}, {}]^T in {}", shape.rows,
                                                shape.in, shape.out, shape.in, name_of(shape.type)));

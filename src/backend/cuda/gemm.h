@@ -54,7 +54,9 @@ class Gemms {
   void tune(void* scratch, std::size_t scratch_bytes, void* workspace);
   std::size_t scratch_wanted() const;
   std::vector<ProductTime> times() const;  // of the products that tune() measured
-  void run(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y, void* workspace);
+  /// `settled`: weight and bias were there before the program that is recorded.
+  void run(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y, void* workspace,
+           bool settled = false);
 
  private:
   struct Problem;

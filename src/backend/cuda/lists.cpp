@@ -245,6 +245,7 @@ void CudaBackend::attention(AttentionArgs& args, const AttentionLists& lists) {
   call.own_lists = own.lists > 1;
   call.box_keys = older_.boxes ? 0 : own.box_keys;
   call.keys_end = own.most_key;
+  call.settled = recording_;
   list_attention(call, stream_);
 }
 
@@ -397,6 +398,7 @@ void CudaBackend::attend_parts(const AttentionArgs& args, int queries, int keys,
   call.logits = logits;
   call.box_keys = older_.boxes ? 0 : parts == 1 ? 128 : LogitRows::kStage;
   call.keys_end = keys;
+  call.settled = recording_;
   list_attention(call, stream_);
 }
 

@@ -207,7 +207,9 @@ __device__ inline void gather(const ListAttention& a, unsigned memory, Barriers 
   const std::int64_t values = static_cast<const bf16*>(a.v) - static_cast<const bf16*>(a.k);
   Ring<S::kStages> ring;
   Queries<kDim, kGroups> queries(memory, barriers);
-  for (Work work(a); !work.done(); work.advance()) {
+  Work work(a);
+  wait_for_earlier();
+  for (; !work.done(); work.advance()) {
     const bf16* const k = static_cast<const bf16*>(a.k) + work.place.index * a.capacity * kDim + chunk * 8;
     const std::int32_t* const keys = a.keys + work.range.first;
     Eight ahead;
@@ -254,7 +256,9 @@ __device__ inline void fetch_boxes(const ListAttention& a, const CUtensorMap* k,
   const bool copies = thread % 16 < kDim / 8;
   Ring<S::kStages> ring;
   Queries<kDim, kGroups> queries(memory, barriers);
-  for (Work work(a); !work.done(); work.advance()) {
+  Work work(a);
+  wait_for_earlier();
+  for (; !work.done(); work.advance()) {
     const std::int32_t* const keys = a.keys + work.range.first;
     const int count = work.range.keys;
     int next = thread == 0 && count > 0 ? keys[0] : 0;
@@ -478,6 +482,7 @@ __device__ inline void attend_lists(const ListAttention& a, const CUtensorMap* k
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned memory = shared_address(shared);
   const Barriers barriers{memory + S::kQueryBytes + S::kStages * S::kStageBytes};
+  if (kBoxes && threadIdx.x == 128 * kGroups) fetch_map(k), fetch_map(v);
   if (threadIdx.x == 0) {
     init_barrier(barriers.queries_full(), 128);
     init_barrier(barriers.queries_empty(), 4 * kGroups);
@@ -490,7 +495,7 @@ __device__ inline void attend_lists(const ListAttention& a, const CUtensorMap* k
     publish_barriers();
   }
   __syncthreads();
-  wait_for_earlier();
+  if (!a.settled || threadIdx.x < 128 * kGroups) wait_for_earlier();
   if (threadIdx.x >= 128 * kGroups) {
     give_registers<kGathererRegisters>();
     if constexpr (kBoxes)

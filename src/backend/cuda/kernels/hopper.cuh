@@ -54,6 +54,11 @@ struct Ring {
 constexpr std::uint64_t kReadOnce = 0x12F0000000000000ULL;  // cache policy: first to be evicted
 constexpr std::uint64_t kReadOften = 0x14F0000000000000ULL;
 
+/// Has the description of a matrix read, which the first copy would otherwise wait for. `map`: a kernel's parameter.
+__device__ inline void fetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 __device__ inline void copy_tile(unsigned to, const CUtensorMap* map, int column, int row, unsigned barrier,
                                  std::uint64_t policy) {
   asm volatile(
@@ -99,6 +104,15 @@ struct Turns {
   __device__ void pass() const { asm volatile("bar.arrive %0, 256;" ::"r"(next) : "memory"); }
 };
 
+__device__ inline float4 read_shared(unsigned address) {
+  float4 x;
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(address)
+               : "memory");
+  return x;
+}
+
 // ---------------------------------------------------------------- clusters and overlapping launches
 __device__ inline unsigned cluster_rank() {
   unsigned rank;
@@ -107,6 +121,10 @@ __device__ inline unsigned cluster_rank() {
 }
 __device__ inline void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// The same without anything having to be seen: so that no block leaves while others read its memory.
+__device__ inline void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
 /// Four floats of the shared memory of another block of the cluster, at the address that they have in this one.
 __device__ inline float4 read_cluster(unsigned address, unsigned rank) {

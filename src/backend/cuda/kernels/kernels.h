@@ -74,6 +74,7 @@ struct SplitQkv {
   void* v = nullptr;
   DType out_type = DType::bf16;
   std::int64_t capacity = 0, offset = 0;
+  bool settled = false;  // head_scale was there before the program: it is read before anything is waited for
 };
 void split_qkv(const SplitQkv& args, cudaStream_t stream);
 /// Copies cache [B * H, from_rows, row_bytes] into the first rows of [B * H, to_rows, row_bytes].
@@ -106,8 +107,8 @@ void subtract(const void* a, DType a_type, const void* b, DType b_type, void* ou
 
 // ---------------------------------------------------------------- few_rows.cu: products that only read their weights
 // once
-/// y = act(x W^T + b) for a few rows of x, on Hopper: the weights stream through shared memory, and begin to while the
-/// kernel before is still running.
+/// y = act(x W^T + b) for few rows of x (up to 64; up to 144 where that is faster than cuBLASLt), on Hopper: the
+/// weights stream through shared memory, and begin to while the kernel before is still running.
 struct FewRows {
   DType type = DType::bf16;         // of x and w; e4m3: x[r] stands for x[r] * x_scales[r], w[o] for w[o] * w_scales[o]
   const void* x = nullptr;          // [rows, in]
@@ -119,6 +120,8 @@ struct FewRows {
   DType y_type = DType::bf16;
   int rows = 0, in = 0, out = 0;
   bool gelu = false;  // tanh form
+  bool settled =
+      false;  // w, w_scales and bias were there before the program: they are read before anything is waited for
 };
 /// Of the current device and these sizes; x, w and y are 16 bytes aligned.
 bool supports_few_rows(DType type, std::int64_t rows, std::int64_t in, std::int64_t out);
@@ -213,6 +216,7 @@ struct ListAttention {
   /// at keys_end, behind the last key of all. Such keys are fetched by Hopper's copy engine.
   int box_keys = 0;
   int keys_end = 0;
+  bool settled = false;  // tiles and ranges were there before the program: they are read before anything is waited for
   ResizedResidual residual = {};
 };
 /// out = softmax(scale q k^T) v over each tile's keys; no keys: zeros.

@@ -126,16 +126,17 @@ struct HeadRow {
 template <typename Row, int kLanes, typename In, typename Out>
 __global__ void __launch_bounds__(kThreads) split_kernel(const SplitQkv args) {
   let_next_start();
-  wait_for_earlier();
   const unsigned item = blockIdx.x * (kThreads / kLanes) + threadIdx.x / kLanes;
   const unsigned heads = static_cast<unsigned>(args.heads);
   const bool real = item < static_cast<unsigned>(args.n) * heads;  // the others stay for the shuffles
   const int dim = real ? args.dim : 0;
   const std::int64_t h = item % heads;
   const std::int64_t i = item / heads;
+  if (!args.settled) wait_for_earlier();
+  const float head_scale = real && args.head_scale != nullptr ? args.head_scale[h] : 1.0F;
+  wait_for_earlier();
   Row rope;
   if (args.rope != nullptr) rope.read_rope(args.rope + i * dim, dim);
-  const float head_scale = real && args.head_scale != nullptr ? __ldg(args.head_scale + h) : 1.0F;
   for (int b = static_cast<int>(blockIdx.y); b < args.batch; b += static_cast<int>(gridDim.y)) {
     const std::int64_t stride = std::int64_t{args.heads} * dim;
     const In* source = static_cast<const In*>(args.qkv) + (std::int64_t{b} * args.n + i) * 3 * stride + h * dim;

@@ -46,18 +46,22 @@ __device__ inline void settle(T (&x)[kRows][kColumns]) {
 #define SPARVAR_SUMS_16 SPARVAR_SUMS_4 ", %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define SPARVAR_SUMS_32 \
   SPARVAR_SUMS_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SPARVAR_SUMS_36 SPARVAR_SUMS_32 ", %32, %33, %34, %35"
 #define SPARVAR_SUMS_40 SPARVAR_SUMS_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define SPARVAR_SUMS_48 SPARVAR_SUMS_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define SPARVAR_SUMS_56 SPARVAR_SUMS_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define SPARVAR_SUMS_64 SPARVAR_SUMS_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define SPARVAR_SUMS_72 SPARVAR_SUMS_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
 #define SPARVAR_FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define SPARVAR_INOUT_4 SPARVAR_FOUR(0)
 #define SPARVAR_INOUT_16 SPARVAR_INOUT_4, SPARVAR_FOUR(1), SPARVAR_FOUR(2), SPARVAR_FOUR(3)
 #define SPARVAR_INOUT_32 SPARVAR_INOUT_16, SPARVAR_FOUR(4), SPARVAR_FOUR(5), SPARVAR_FOUR(6), SPARVAR_FOUR(7)
+#define SPARVAR_INOUT_36 SPARVAR_INOUT_32, SPARVAR_FOUR(8)
 #define SPARVAR_INOUT_40 SPARVAR_INOUT_32, SPARVAR_FOUR(8), SPARVAR_FOUR(9)
 #define SPARVAR_INOUT_48 SPARVAR_INOUT_40, SPARVAR_FOUR(10), SPARVAR_FOUR(11)
 #define SPARVAR_INOUT_56 SPARVAR_INOUT_48, SPARVAR_FOUR(12), SPARVAR_FOUR(13)
 #define SPARVAR_INOUT_64 SPARVAR_INOUT_56, SPARVAR_FOUR(14), SPARVAR_FOUR(15)
+#define SPARVAR_INOUT_72 SPARVAR_INOUT_64, SPARVAR_FOUR(16), SPARVAR_FOUR(17)
 #define SPARVAR_MULTIPLY(n, types, sums, operand_a, operand_b, adds, rest)                                   \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #adds ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n types \
                " {" SPARVAR_SUMS_##sums "}, %" #operand_a ", %" #operand_b ", p, 1, 1" rest ";\n}"           \
@@ -74,28 +78,42 @@ __device__ inline void settle(T (&x)[kRows][kColumns]) {
 /// column 8 i + lane % 4 * 2 + j % 2.
 template <int kN>
 __device__ inline void multiply(float (&d)[kN / 8][4], std::uint64_t a, std::uint64_t b, int add) {
-  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 128);
+  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 72 || kN == 96 || kN == 128 || kN == 144);
   if constexpr (kN == 8)
     SPARVAR_MULTIPLY(8, "k16.f32.bf16.bf16", 4, 4, 5, 6, ", 0, 0");
   else if constexpr (kN == 32)
     SPARVAR_MULTIPLY(32, "k16.f32.bf16.bf16", 16, 16, 17, 18, ", 0, 0");
   else if constexpr (kN == 64)
     SPARVAR_MULTIPLY(64, "k16.f32.bf16.bf16", 32, 32, 33, 34, ", 0, 0");
+  else if constexpr (kN == 72)
+    SPARVAR_MULTIPLY(72, "k16.f32.bf16.bf16", 36, 36, 37, 38, ", 0, 0");
+  else if constexpr (kN == 96)
+    SPARVAR_MULTIPLY(96, "k16.f32.bf16.bf16", 48, 48, 49, 50, ", 0, 0");
   else if constexpr (kN == 128)
     SPARVAR_MULTIPLY(128, "k16.f32.bf16.bf16", 64, 64, 65, 66, ", 0, 0");
+  else if constexpr (kN == 144)
+    SPARVAR_MULTIPLY(144, "k16.f32.bf16.bf16", 72, 72, 73, 74, ", 0, 0");
 }
 
 /// The same on e4m3 numbers, with 32 of the depth where bf16 has 16: both are 32 bytes of a row. Sums keep fewer bits
 /// than an f32 while a product runs (about 14 of fraction).
 template <int kN>
 __device__ inline void multiply_e4m3(float (&d)[kN / 8][4], std::uint64_t a, std::uint64_t b, int add) {
-  static_assert(kN == 8 || kN == 32 || kN == 64);
+  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 72 || kN == 96 || kN == 128 || kN == 144);
   if constexpr (kN == 8)
     SPARVAR_MULTIPLY(8, "k32.f32.e4m3.e4m3", 4, 4, 5, 6, "");
   else if constexpr (kN == 32)
     SPARVAR_MULTIPLY(32, "k32.f32.e4m3.e4m3", 16, 16, 17, 18, "");
   else if constexpr (kN == 64)
     SPARVAR_MULTIPLY(64, "k32.f32.e4m3.e4m3", 32, 32, 33, 34, "");
+  else if constexpr (kN == 72)
+    SPARVAR_MULTIPLY(72, "k32.f32.e4m3.e4m3", 36, 36, 37, 38, "");
+  else if constexpr (kN == 96)
+    SPARVAR_MULTIPLY(96, "k32.f32.e4m3.e4m3", 48, 48, 49, 50, "");
+  else if constexpr (kN == 128)
+    SPARVAR_MULTIPLY(128, "k32.f32.e4m3.e4m3", 64, 64, 65, 66, "");
+  else if constexpr (kN == 144)
+    SPARVAR_MULTIPLY(144, "k32.f32.e4m3.e4m3", 72, 72, 73, 74, "");
 }
 
 /// d [64, n] (+)= a [64, 16] b: rows of b hold the 16 depths of a column of d (matrix_of), or, kTurned = 1, the n
