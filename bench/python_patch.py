@@ -6,7 +6,8 @@ random weights, as it is (SDPA) and patched with attention plans, in turn.
 
 The model is python/tests/upstream_like.py: blocks in bf16, the rest in f32, under bf16 autocast, guidance. One picture
 of 1024 x 1024; the text's states are given. Upstream's gc.collect() and torch.cuda.empty_cache() before every block are
-left out, for both. Medians after a warm-up; peak memory is PyTorch's.
+left out, for both. Medians after a warm-up; how many times as fast: the median of the turns' ratios, as the host's
+times come and go; peak memory is PyTorch's.
 """
 
 from __future__ import annotations
