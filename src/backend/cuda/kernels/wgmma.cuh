@@ -74,46 +74,35 @@ __device__ inline void settle(T (&x)[kRows][kColumns]) {
                : SPARVAR_INOUT_##sums                                                                                \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kTurned))
 
+#define SPARVAR_MULTIPLY_FITTING(types, rest)                                                       \
+  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 72 || kN == 96 || kN == 128 || kN == 144); \
+  if constexpr (kN == 8)                                                                            \
+    SPARVAR_MULTIPLY(8, types, 4, 4, 5, 6, rest);                                                   \
+  else if constexpr (kN == 32)                                                                      \
+    SPARVAR_MULTIPLY(32, types, 16, 16, 17, 18, rest);                                              \
+  else if constexpr (kN == 64)                                                                      \
+    SPARVAR_MULTIPLY(64, types, 32, 32, 33, 34, rest);                                              \
+  else if constexpr (kN == 72)                                                                      \
+    SPARVAR_MULTIPLY(72, types, 36, 36, 37, 38, rest);                                              \
+  else if constexpr (kN == 96)                                                                      \
+    SPARVAR_MULTIPLY(96, types, 48, 48, 49, 50, rest);                                              \
+  else if constexpr (kN == 128)                                                                     \
+    SPARVAR_MULTIPLY(128, types, 64, 64, 65, 66, rest);                                             \
+  else                                                                                              \
+    SPARVAR_MULTIPLY(144, types, 72, 72, 73, 74, rest)
+
 /// d [64, n] (+)= a [64, 16] b [n, 16]^T: value d[i][j] of a thread is row lane / 4 + 8 (j / 2) of its warp's 16,
 /// column 8 i + lane % 4 * 2 + j % 2.
 template <int kN>
 __device__ inline void multiply(float (&d)[kN / 8][4], std::uint64_t a, std::uint64_t b, int add) {
-  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 72 || kN == 96 || kN == 128 || kN == 144);
-  if constexpr (kN == 8)
-    SPARVAR_MULTIPLY(8, "k16.f32.bf16.bf16", 4, 4, 5, 6, ", 0, 0");
-  else if constexpr (kN == 32)
-    SPARVAR_MULTIPLY(32, "k16.f32.bf16.bf16", 16, 16, 17, 18, ", 0, 0");
-  else if constexpr (kN == 64)
-    SPARVAR_MULTIPLY(64, "k16.f32.bf16.bf16", 32, 32, 33, 34, ", 0, 0");
-  else if constexpr (kN == 72)
-    SPARVAR_MULTIPLY(72, "k16.f32.bf16.bf16", 36, 36, 37, 38, ", 0, 0");
-  else if constexpr (kN == 96)
-    SPARVAR_MULTIPLY(96, "k16.f32.bf16.bf16", 48, 48, 49, 50, ", 0, 0");
-  else if constexpr (kN == 128)
-    SPARVAR_MULTIPLY(128, "k16.f32.bf16.bf16", 64, 64, 65, 66, ", 0, 0");
-  else if constexpr (kN == 144)
-    SPARVAR_MULTIPLY(144, "k16.f32.bf16.bf16", 72, 72, 73, 74, ", 0, 0");
+  SPARVAR_MULTIPLY_FITTING("k16.f32.bf16.bf16", ", 0, 0");
 }
 
 /// The same on e4m3 numbers, with 32 of the depth where bf16 has 16: both are 32 bytes of a row. Sums keep fewer bits
 /// than an f32 while a product runs (about 14 of fraction).
 template <int kN>
 __device__ inline void multiply_e4m3(float (&d)[kN / 8][4], std::uint64_t a, std::uint64_t b, int add) {
-  static_assert(kN == 8 || kN == 32 || kN == 64 || kN == 72 || kN == 96 || kN == 128 || kN == 144);
-  if constexpr (kN == 8)
-    SPARVAR_MULTIPLY(8, "k32.f32.e4m3.e4m3", 4, 4, 5, 6, "");
-  else if constexpr (kN == 32)
-    SPARVAR_MULTIPLY(32, "k32.f32.e4m3.e4m3", 16, 16, 17, 18, "");
-  else if constexpr (kN == 64)
-    SPARVAR_MULTIPLY(64, "k32.f32.e4m3.e4m3", 32, 32, 33, 34, "");
-  else if constexpr (kN == 72)
-    SPARVAR_MULTIPLY(72, "k32.f32.e4m3.e4m3", 36, 36, 37, 38, "");
-  else if constexpr (kN == 96)
-    SPARVAR_MULTIPLY(96, "k32.f32.e4m3.e4m3", 48, 48, 49, 50, "");
-  else if constexpr (kN == 128)
-    SPARVAR_MULTIPLY(128, "k32.f32.e4m3.e4m3", 64, 64, 65, 66, "");
-  else if constexpr (kN == 144)
-    SPARVAR_MULTIPLY(144, "k32.f32.e4m3.e4m3", 72, 72, 73, 74, "");
+  SPARVAR_MULTIPLY_FITTING("k32.f32.e4m3.e4m3", "");
 }
 
 /// d [64, n] (+)= a [64, 16] b: rows of b hold the 16 depths of a column of d (matrix_of), or, kTurned = 1, the n
@@ -132,6 +121,7 @@ __device__ inline void multiply_held(float (&d)[kN / 8][4], const unsigned (&a)[
   else if constexpr (kN == 128)
     SPARVAR_MULTIPLY_HELD(128, 64, 64, 65, 66, 67, 68, 69, 70);
 }
+#undef SPARVAR_MULTIPLY_FITTING
 #undef SPARVAR_MULTIPLY
 #undef SPARVAR_MULTIPLY_HELD
 
