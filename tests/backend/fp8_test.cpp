@@ -89,7 +89,7 @@ struct Product {
 };
 
 /// Rows of very different sizes, as a wrong factor would be seen in.
-Tensor uneven_rows(Shape shape, unsigned seed) {
+Tensor uneven_rows(const Shape& shape, unsigned seed) {
   Tensor x = random_tensor(shape, seed);
   const std::int64_t width = x.dim(-1);
   for (std::int64_t i = 0; i < x.size(); ++i)
