@@ -176,8 +176,8 @@ Tensor corner(const Tensor& y, std::int64_t rows, std::int64_t channels) {
   return out;
 }
 
-TEST_F(Fp8,
-       ProductsThatTheLibraryDoesNotScale) {  // that of CUDA 13.0: 72 rows, this depth; few channels are left to it
+// That of CUDA 13.0: 72 rows, this depth. Few channels are left to it.
+TEST_F(Fp8, ProductsThatTheLibraryDoesNotScale) {
   for (const auto& [channels, biased] :
        std::array{std::pair{3584L, true}, std::pair{256L, true}, std::pair{256L, false}}) {
     const Tensor x = uneven_rows({72, 14336}, seed), w = uneven_rows({channels, 14336}, seed + 1),

@@ -120,8 +120,8 @@ struct FewRows {
   DType y_type = DType::bf16;
   int rows = 0, in = 0, out = 0;
   bool gelu = false;  // tanh form
-  bool settled =
-      false;  // w, w_scales and bias were there before the program: they are read before anything is waited for
+  /// w, w_scales and bias were there before the program: they are read before anything is waited for.
+  bool settled = false;
 };
 /// Of the current device and these sizes; x, w and y are 16 bytes aligned.
 bool supports_few_rows(DType type, std::int64_t rows, std::int64_t in, std::int64_t out);
