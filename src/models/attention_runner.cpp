@@ -137,6 +137,12 @@ void AttentionRunner::show(int layer, int scale, const Followed& followed, const
   observer_(layer, scale, followed.tiles, places_.back(follow(followed.recipe, backend_.download(choice))));
 }
 
+void AttentionRunner::choose(int layer, int scale, AttentionArgs& args, const std::vector<std::int32_t>& rows,
+                             const QueryTiles& groups, const std::vector<int>& counts, Tensor& choice) {
+  backend_.attend_and_choose(args, rows, groups, keys_[scale], counts, choice);
+  if (choice_observer_) choice_observer_(layer, scale, {args, rows, groups, keys_[scale], counts}, choice);
+}
+
 void AttentionRunner::attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice,
                              const Tensor& cache, int cache_scale) {
   Tensor count = counted_.rows(scale, scale + 1);
@@ -188,7 +194,7 @@ double AttentionRunner::decide(const Cs4aAttention& method, int layer, Attention
   auto decision = std::make_unique<CarriedKeys>(decided);
   if (!decision->choice.defined())
     decision->choice = empty_choice(backend_, args, known.recipe.tiles.count(), counts.front());
-  backend_.attend_and_choose(args, {}, known.recipe.tiles, keys_[scale], counts, decision->choice);
+  choose(layer, scale, args, {}, known.recipe.tiles, counts, decision->choice);
   args.statistics = Tensor();
   if (method.residual) {
     AttentionArgs sparse = args;
@@ -216,8 +222,7 @@ double AttentionRunner::probe(const ProbeAttention& method, int layer, Attention
   dense_args.out = backend_.empty(args.out.dtype(), {args.q.dim(0), count, args.q.dim(1), args.q.dim(3)});
   dense_args.statistics = backend_.empty(DType::f32, {args.q.dim(0), args.q.dim(1), count, 2});
   Tensor choice = empty_choice(backend_, args, known.layout.choosers.count(), known.lists.recipe.chosen);
-  backend_.attend_and_choose(dense_args, probes, known.layout.choosers, keys_[scale], {known.lists.recipe.chosen},
-                             choice);
+  choose(layer, scale, dense_args, probes, known.layout.choosers, {known.lists.recipe.chosen}, choice);
   show(layer, scale, known.lists, choice);
   attend(args, scale, known.lists.prepared, choice);
   if (method.residual) {

@@ -19,6 +19,20 @@ using ListObserver = std::function<void(int layer, int scale, const QueryTiles& 
 /// Sees the queries and keys of every (layer, scale) before attention runs, in the runner's order.
 using QueryObserver = std::function<void(int layer, int scale, const AttentionArgs& args)>;
 
+/// A choice of keys as it was made: of the queries `rows` of a dense pass (all where empty), in `groups` of those.
+struct Choosing {
+  const AttentionArgs& args;  // of the pass, with its statistics; q holds all queries
+  const std::vector<std::int32_t>& rows;
+  const QueryTiles& groups;
+  int keys;
+  const std::vector<int>& counts;  // as of Backend::select_keys
+};
+
+/// Sees what every layer chose, I32 [B * H, groups, counts[0]] of the backend, before anything follows it, and may put
+/// another choice in its place: what devices choose differently, where keys weigh all but the same, then stays apart
+/// from what they compute.
+using ChoiceObserver = std::function<void(int layer, int scale, const Choosing& of, Tensor& choice)>;
+
 /// What a layer carries from its CS4A decision scale to the scales above.
 struct CarriedKeys {
   Tensor choice;    // I32 [B * H, groups, keys chosen]
@@ -34,6 +48,7 @@ class AttentionRunner {
 
   void observe(ListObserver observer) { observer_ = std::move(observer); }
   void observe_queries(QueryObserver observer) { query_observer_ = std::move(observer); }
+  void observe_choices(ChoiceObserver observer) { choice_observer_ = std::move(observer); }
   /// Forgets the figures of the scale: it runs (again). A part of the scale's program.
   void start(int scale);
   /// Lets go of what is kept between scales, once every program of a walk was recorded.
@@ -54,6 +69,9 @@ class AttentionRunner {
   struct Followed;  // a recipe for lists, which depends on the schedule only
   struct Probing;   // the part of a probe plan that depends on the schedule only
   double dense(AttentionArgs& args, int scale);
+  /// A dense pass of which the groups choose keys.
+  void choose(int layer, int scale, AttentionArgs& args, const std::vector<std::int32_t>& rows,
+              const QueryTiles& groups, const std::vector<int>& counts, Tensor& choice);
   /// Every tile attends to its list made of the choice; the pairs are counted on the device.
   void attend(AttentionArgs& args, int scale, const AttentionRecipePtr& prepared, const Tensor& choice,
               const Tensor& cache = {}, int cache_scale = 0);
@@ -66,6 +84,7 @@ class AttentionRunner {
   Backend& backend_;
   ListObserver observer_;
   QueryObserver query_observer_;
+  ChoiceObserver choice_observer_;
   AttentionPlan plan_;
   ScaleSchedule schedule_;
   KeyPlaces places_;

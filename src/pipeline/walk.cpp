@@ -114,7 +114,8 @@ const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const 
   write_inputs(text, inputs);
   state_.observe_lists(inputs.on_lists);
   state_.observe_queries(inputs.on_attention);
-  if (backend_.records() && !watch.observe && !watch.forced_bits)
+  state_.observe_choices(watch.on_choice);
+  if (backend_.records() && !watch.observe && !watch.forced_bits && !watch.on_choice)
     run_recorded(inputs);
   else
     run_watched(inputs, watch);

@@ -31,6 +31,7 @@ struct WalkWatch {
   Observer observe;
   /// Where given, its bits U8 [B, n, bits] are used instead of the sampled ones (teacher forcing).
   std::function<Tensor(int scale)> forced_bits;
+  ChoiceObserver on_choice;
 };
 
 /// A walk of one shape: its state, and one program per scale. On a backend that records, pictures of the same shape

@@ -217,10 +217,10 @@ void run_prompt(Model& model, const std::string& prompt, float cfg, const Tensor
 void compare_prompt(Model& model, Model& reference, const std::string& prompt, const WalkOptions& options,
                     const Settings& settings, Report& report) {
   const auto ids = model.tokenizer.encode(prompt, model.config.transformer.text_maxlen);
-  const auto run = [&](Model& of, const Settings& with) {
-    return run_forced(of.transformer, *of.backend, encoded(of, ids), options, with);
-  };
-  compare_forced(prompt, run(model, settings), run(reference, settings.reference()), settings, report);
+  const ForcedRun first =
+      run_forced(reference.transformer, *reference.backend, encoded(reference, ids), options, settings.reference());
+  const ForcedRun found = run_forced(model.transformer, *model.backend, encoded(model, ids), options, settings, &first);
+  compare_forced(prompt, found, first, settings, report);
 }
 
 }  // namespace

@@ -130,8 +130,9 @@ void run_infinity(const std::string& dir, const nlohmann::json& config, const Se
   if (!settings.against.empty()) {
     const auto other = settings.reference().backend(settings.reference().compute());
     Infinity reference(read_transformer(config), weights, *other);
-    return compare_forced("bits", run_forced(model, *backend, text, options, settings),
-                          run_forced(reference, *other, text, options, settings.reference()), settings, report);
+    const ForcedRun first = run_forced(reference, *other, text, options, settings.reference());
+    return compare_forced("bits", run_forced(model, *backend, text, options, settings, &first), first, settings,
+                          report);
   }
   Tensor logits;
   options.observe = [&](const std::string& name, const Tensor& value) {

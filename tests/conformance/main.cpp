@@ -38,7 +38,7 @@ constexpr const char* kUsage =
     "usage: conformance [--bf16] [--fp8] [--device NAME] [--model DIR] [--token-order HxW] DIR...\n"
     "       conformance [--bf16] [--device NAME] [--model DIR] [--token-order HxW] --against NAME [--against-bf16] "
     "[--attention PLAN] "
-    "[--margin X] [--scales N] DIR...";
+    "[--own-choices] [--margin X] [--scales N] DIR...";
 
 double number(const std::string& option, const std::string& text) {
   std::size_t read = 0;
@@ -81,6 +81,8 @@ Arguments read_arguments(const std::vector<std::string>& words) {
       settings.bf16 = settings.fp8 = true;
     else if (word == "--against-bf16")
       settings.against_bf16 = true;
+    else if (word == "--own-choices")
+      settings.own_choices = true;
     else if (word == "--device")
       settings.device = value();
     else if (word == "--model")
@@ -101,10 +103,11 @@ Arguments read_arguments(const std::vector<std::string>& words) {
       out.folders.push_back(word);
   }
   if (out.folders.empty()) throw Error(ErrorKind::usage, kUsage);
-  if (settings.against.empty() &&
-      (settings.against_bf16 || settings.attention != "dense" || settings.most_margin || settings.scales > 0))
-    throw Error(ErrorKind::usage,
-                fmt::format("--against-bf16, --attention, --margin and --scales go with --against; {}", kUsage));
+  if (settings.against.empty() && (settings.against_bf16 || settings.attention != "dense" || settings.own_choices ||
+                                   settings.most_margin || settings.scales > 0))
+    throw Error(
+        ErrorKind::usage,
+        fmt::format("--against-bf16, --attention, --own-choices, --margin and --scales go with --against; {}", kUsage));
   if (settings.fp8 && settings.order != TokenOrder())
     throw Error(ErrorKind::usage, fmt::format("--token-order does not go with --fp8; {}", kUsage));
   if (settings.model_dir.empty()) settings.model_dir = bundled_model_dir();

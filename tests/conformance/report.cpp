@@ -74,6 +74,7 @@ Settings Settings::reference() const {
   other.device = against;
   other.bf16 = against_bf16;
   other.order = {};
+  other.own_choices = !shares_choices();
   return other;
 }
 

@@ -25,12 +25,15 @@ struct Settings {
   std::string attention = "dense";    // a preset or a JSON file, of `against`
   std::optional<double> most_margin;  // of `against`; where not given, 1e-3 in f32 and none in bf16
   TokenOrder order;                   // of `device`; `against` has rows
+  bool own_choices = false;           // of `against`: each side's choices of keys are its own
   int scales = 0;                     // of `against`: the first ones only; 0: all
 
   DType compute() const { return bf16 ? DType::bf16 : DType::f32; }
   std::unique_ptr<Backend> backend(DType type) const;
   /// The same run on the device that is compared with.
   Settings reference() const;
+  /// f32, and keys in one order: what both sides choose can be compared, and one can follow the other.
+  bool shares_choices() const { return !own_choices && !bf16 && !against_bf16 && order == TokenOrder(); }
   std::string side() const { return device + (bf16 ? " bf16" : " f32"); }
 };
 

@@ -100,6 +100,7 @@ class Infinity::State {
   const AttentionRunner& attention() const { return attention_; }
   void observe_lists(ListObserver observer) { attention_.observe(std::move(observer)); }
   void observe_queries(QueryObserver observer) { attention_.observe_queries(std::move(observer)); }
+  void observe_choices(ChoiceObserver observer) { attention_.observe_choices(std::move(observer)); }
 
  private:
   friend class Infinity;
