@@ -328,7 +328,6 @@ class PlanKernel {
       throw Error(ErrorKind::usage, "attention: cs4a needs what was chosen at its decision scale");
     if (reads || writes) require_carried(call, *cs4a, args, carried);
     if (reads) require_keys(*cs4a, carried.choice);
-    runner_->start(call.scale);
     if (reads) runner_->carry(call.layer, carried);
     struct Release {
       AttentionRunner& runner;

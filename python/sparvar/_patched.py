@@ -98,6 +98,7 @@ class _Shared:
         self.patch_nums = patch_nums
         self.walks: dict[Schedule, _Walk] = {}
         self.ropes: dict[Any, tuple[Tensor, Tensor]] = {}
+        self.made_ropes = 0  # so far
         # whatever is wrong with the plan is said now, not in the first picture
         trial = self._bind(patch_nums if patch_nums is not None else plans.schedule())
         trial.require_kernels()
@@ -145,22 +146,24 @@ class _Shared:
         return _Walk(plan, scale_at, begins[-1], tuple(begins[:-1]))
 
     def rope(
-        self, tables: dict[str, Tensor], scale_schedule: Any, schedule: Schedule, like: Tensor, refresh: bool
+        self, tables: tuple[dict[str, Tensor], Any], schedule: Schedule, like: Tensor, refresh: bool = False
     ) -> Tensor:
         """The rotations of a whole schedule, float32 (tokens, channels / 2, 2), of numbers rounded to the type of
-        `like` as upstream rounds them."""
+        `like` as upstream rounds them. tables: rope2d_freqs_grid and scale_schedule of a call."""
+        by_name, scale_schedule = tables
         if schedule is None:
             raise UsageError("patch: rope2d_freqs_grid came without scale_schedule, which says where its tokens stand")
         key = (schedule, like.dtype, like.device)
         known = self.ropes.get(key)
         if known is not None and not refresh:
             return known[1]
-        source = tables.get(str(tuple(scale_schedule)))
+        source = by_name.get(str(tuple(scale_schedule)))
         if source is None:
             raise UsageError(f"patch: rope2d_freqs_grid has no table for scale_schedule {tuple(scale_schedule)}")
         if known is None or known[0] is not source:
             cosine_sine = source.detach().reshape(2, -1, source.shape[-1]).to(like.device, like.dtype).float()
             known = self.ropes[key] = (source, cosine_sine.permute(1, 2, 0).contiguous())
+            self.made_ropes += 1
         return known[1]
 
 
@@ -168,6 +171,18 @@ def _text(grids: Grids | None) -> str:
     if grids is None:
         return "none"
     return f"of {len(grids)} scales up to {grids[-1][0]}x{grids[-1][1]} ({sum(h * w for h, w in grids)} tokens)"
+
+
+class _Step(NamedTuple):
+    """One scale of one layer. What was found out about it holds for the next picture too, where that is `of` the same
+    tokens, types and arguments."""
+
+    of: tuple[Any, ...]
+    plan: Plan
+    scale_index: int
+    capacity: int  # tokens of the picture
+    rope: Tensor | None
+    calls: _torch.LayerCalls | None
 
 
 class _Layer:
@@ -183,6 +198,11 @@ class _Layer:
         self.head_scale: Tensor | None = None
         self.token_axis = 2  # of cached_k
         self.settled = False
+        self.steps: dict[int, _Step] = {}  # tokens before it -> scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model finds its own."""
+        return {**self.__dict__, "steps": {}}
 
     def begin(self, layer: Any) -> None:
         """A picture begins: nothing of the one before counts, and the weights may be others."""
@@ -232,9 +252,51 @@ def _forward(
     _require_inference(qkv)
     if not record.settled:
         record.settle(layer, qkv.dtype)
-    token_axis = record.token_axis
+    shared, token_axis = record.shared, record.token_axis
     before = 0 if begins else int(layer.cached_k.shape[token_axis])
     schedule = None if scale_schedule is None else tuple(map(tuple, scale_schedule))
+    tables = None
+    if rope2d_freqs_grid is not None:
+        tables = rope2d_freqs_grid, scale_schedule
+        if begins and record.index == 0:
+            shared.rope(tables, schedule, qkv, refresh=True)
+    types = (qkv.shape, qkv.dtype, qkv.device)
+    of = (schedule, scale_ind, *types, tables is None, shared.made_ropes, layer.scale, record.normalises)
+    step = record.steps.get(before)
+    if step is None or step.of != of:
+        step = record.steps[before] = _step(of, layer, qkv, before, schedule, tables)
+    end = before + tokens
+    k_buffer, v_buffer = _buffers(layer, qkv, token_axis, step.capacity)
+    k, v = k_buffer.narrow(2, 0, end), v_buffer.narrow(2, 0, end)
+    if step.calls is not None and _torch.dispatches_plainly(qkv):
+        q = step.calls.split(qkv, k_buffer, v_buffer, record.head_scale, step.rope)
+        del qkv
+        out = step.calls.attend(q, k_buffer, v_buffer)
+    else:
+        small = (record.head_scale, step.rope, record.normalises)
+        q = torch.ops.sparvar.split_qkv(qkv, k_buffer, v_buffer, *small, before)
+        del qkv
+        which = (record.index, step.scale_index, float(layer.scale))
+        out = _torch.attention(q, k, v, step.plan, *which, record.state, 0)
+        out = out.transpose(1, 2).reshape(batch, tokens, width)
+    _put(layer, "cached_k", _shown(k, k_buffer, token_axis))
+    _put(layer, "cached_v", _shown(v, v_buffer, token_axis))
+    if end == step.capacity:
+        record.state.reset()  # the picture is done: what it carried need not wait for the next one
+    return layer.proj_drop(layer.proj(out))  # type: ignore[no-any-return]
+
+
+def _step(
+    of: tuple[Any, ...],
+    layer: Any,
+    qkv: Tensor,
+    before: int,
+    schedule: Schedule,
+    tables: tuple[dict[str, Tensor], Any] | None,
+) -> _Step:
+    """Which scale `qkv`, (batch, tokens, 3, heads, channels), after `before` tokens is, and what it needs."""
+    record: _Layer = _record(layer)
+    tokens, scale_ind = qkv.shape[1], of[1]
     walk = record.shared.walk(schedule)
     scale_index = walk.scale_at.get((tokens, before))
     if scale_index is None:
@@ -243,22 +305,16 @@ def _forward(
             f"{_text(walk.plan.schedule)}"
         )
     rope = None
-    if rope2d_freqs_grid is not None:
-        refresh = begins and record.index == 0
-        table = record.shared.rope(rope2d_freqs_grid, scale_schedule, schedule, qkv, refresh)
+    if tables is not None:
         first = walk.begins[scale_ind]  # as upstream: of the scale that the call names
-        rope = table[first : first + tokens]
-    k_buffer, v_buffer = _buffers(layer, qkv, token_axis, walk.tokens)
-    q = torch.ops.sparvar.split_qkv(qkv, k_buffer, v_buffer, record.head_scale, rope, record.normalises, before)
-    del qkv
-    k, v = k_buffer[:, :, : before + tokens], v_buffer[:, :, : before + tokens]
-    _put(layer, "cached_k", _shown(k, k_buffer, token_axis))
-    _put(layer, "cached_v", _shown(v, v_buffer, token_axis))
-    out = _torch.attention(q, k, v, walk.plan, record.index, scale_index, float(layer.scale), record.state, 0)
-    if before + tokens == walk.tokens:
-        record.state.reset()  # the picture is done: what it carried need not wait for the next one
-    out = layer.proj_drop(layer.proj(out.transpose(1, 2).reshape(batch, tokens, width)))
-    return out  # type: ignore[no-any-return]
+        rope = record.shared.rope(tables, schedule, qkv)[first : first + tokens]
+    calls = None
+    plain = _torch.dispatches_plainly(qkv)
+    if plain and _torch.LayerCalls.takes(walk.plan, record.index, scale_index, qkv, before + tokens):
+        which = (record.index, scale_index, float(layer.scale))
+        small = (record.head_scale, rope, record.normalises)
+        calls = _torch.LayerCalls(walk.plan, which, qkv, walk.tokens, small, before)
+    return _Step(of, walk.plan, scale_index, walk.tokens, rope, calls)
 
 
 def _refuse(record: _Layer, layer: Any, attn_fn: Any) -> None:

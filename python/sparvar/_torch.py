@@ -31,6 +31,9 @@ _TAGS = (
     getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order),
 )
 
+_KERNEL_CHANNELS = (64, 80, 96, 112, 128)  # of a head
+_MUCH = 4e9  # multiply-adds of a product
+
 library = torch.library.Library("sparvar", "DEF")
 _OPS = torch.ops.sparvar
 library.define(f"attend({_ARGS}, {_WHICH}) -> Tensor", tags=_TAGS)
@@ -82,16 +85,19 @@ def attention(
 def _dense_is_ours(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Is a dense scale the kernel's and not PyTorch's? On Hopper it is faster where there is much to do; PyTorch takes
     less of the host, tensors that lie in memory in any way, and what the compiler traces."""
-    enough = 4e9  # multiply-adds of a product
     batch, heads, queries, channels = q.shape
-    if torch.compiler.is_compiling() or q.dtype != torch.bfloat16 or channels not in (64, 80, 96, 112, 128):
+    if torch.compiler.is_compiling() or q.dtype != torch.bfloat16 or channels not in _KERNEL_CHANNELS:
         return False
-    if batch * heads * queries * k.shape[2] * channels < enough or not q.is_contiguous():
+    if batch * heads * queries * k.shape[2] * channels < _MUCH or not q.is_contiguous():
         return False
     if any(tensor.storage_offset() % 8 for tensor in (q, k, v)):  # kernels read 16 bytes at once
         return False
     row = (k.stride(0) == heads * k.stride(1), k.stride(1) % channels == 0, k.stride()[2:] == (channels, 1))
-    return all(row) and v.stride() == k.stride() and torch.cuda.get_device_capability(q.device) == (9, 0)
+    return all(row) and v.stride() == k.stride() and _on_hopper(q)
+
+
+def _on_hopper(x: Tensor) -> bool:
+    return torch.cuda.get_device_capability(x.device) == (9, 0)
 
 
 def _require_keys(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale_index: int) -> None:
@@ -150,29 +156,41 @@ def _kernel(plan: Plan, q: Tensor) -> Any:
     return plan_kernel(plan, str(q.device), q.dtype == torch.bfloat16)
 
 
-def _run(
+def _call(
     source: Source,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
     which: tuple[int, int, float],
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
     carried: tuple[Tensor, Tensor] | tuple[()] = (),
-) -> None:
+) -> _Prepared:
     """tensors: q, k, v, out; which: layer, scale, factor of the logits; carried: choice, residual. Checked once: later
-    calls of these shapes and strides, in whichever layer of the same rule, cost no more than addresses."""
+    calls of these shapes and strides, in whichever layer of the same rule, cost no more than addresses. The tensors'
+    device is the current one."""
     layer, scale_index, scale = which
     rule = -1 if isinstance(source, KeyLists) else source.rule_index(layer, scale_index)
     q = tensors[0]
     given = (*tensors[:3], *carried)  # out is made like q
     shapes = tuple([(tensor.dtype, tensor.shape, tensor.stride()) for tensor in given])
     key = (source.key, rule, scale_index, scale, q.device, shapes)
+    found = _prepared.get(key)
+    if found is None:
+        lists = source.handle if isinstance(source, KeyLists) else None
+        kernel = _kernel(_no_rules if isinstance(source, KeyLists) else source, q)
+        arrays = [tensor.detach() for tensor in tensors]
+        call = _engine.Call(layer, scale_index, scale, lists)
+        found = _keep(key, (kernel, kernel.prepare(call, *arrays, *(carried or (None, None)))))
+    return found
+
+
+def _run(
+    source: Source,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    which: tuple[int, int, float],
+    carried: tuple[Tensor, Tensor] | tuple[()] = (),
+) -> None:
+    """Enqueues the work of `_call`, on the current stream."""
+    q = tensors[0]
     with _current(q.device):
-        found = _prepared.get(key)
-        if found is None:
-            lists = source.handle if isinstance(source, KeyLists) else None
-            kernel = _kernel(_no_rules if isinstance(source, KeyLists) else source, q)
-            arrays = [tensor.detach() for tensor in tensors]
-            call = _engine.Call(layer, scale_index, scale, lists)
-            found = _keep(key, (kernel, kernel.prepare(call, *arrays, *(carried or (None, None)))))
-        kernel, prepared = found
+        kernel, prepared = _call(source, which, tensors, carried)
         memory = q.new_empty(prepared.bytes, dtype=torch.uint8)
         addresses = [tensor.data_ptr() for tensor in (*tensors, *carried)]
         kernel.run_at(prepared, _stream(q), *addresses, *(() if carried else (0, 0)), memory.data_ptr())
@@ -257,16 +275,94 @@ def _split_qkv(
     q = k_cache.new_empty((batch, heads, tokens, channels))
     product = (qkv if qkv.is_cuda else qkv.float()).flatten(2, 3)
     arrays, small = (product, q, k_cache, v_cache), (head_scale, rope)
-    shapes = tuple([None if t is None else (t.dtype, t.shape, t.stride(), t.device) for t in (*arrays, *small)])
-    found = _prepared.get((shapes, normalise))
-    if found is None:
-        kernel = plan_kernel(_no_rules, str(qkv.device), k_cache.dtype == torch.bfloat16)
-        detached = [None if tensor is None else tensor.detach() for tensor in (*arrays, *small)]
-        found = _keep((shapes, normalise), (kernel, kernel.prepare_split(normalise, *detached)))
-    kernel, prepared = found
+    kernel, prepared = _split_call(arrays, small, normalise)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*arrays, *small)]
     kernel.split_at(prepared, first, _stream(qkv), *addresses)
     return q
+
+
+def _split_call(
+    arrays: tuple[Tensor, Tensor, Tensor, Tensor], small: tuple[Tensor | None, Tensor | None], normalise: bool
+) -> _Prepared:
+    """arrays: product, q, k_cache, v_cache; small: head_scale, rope."""
+    every = (*arrays, *small)
+    shapes = tuple([None if t is None else (t.dtype, t.shape, t.stride(), t.device) for t in every])
+    found = _prepared.get((shapes, normalise))
+    if found is None:
+        product, _, k_cache, _ = arrays
+        kernel = plan_kernel(_no_rules, str(product.device), k_cache.dtype == torch.bfloat16)
+        detached = [None if tensor is None else tensor.detach() for tensor in every]
+        found = _keep((shapes, normalise), (kernel, kernel.prepare_split(normalise, *detached)))
+    return found
+
+
+class LayerCalls:
+    """What stands between the two projections of a layer at one scale, split_qkv and attention, checked once and then
+    called by addresses. PyTorch's dispatcher, which this goes past, takes longer than a small scale does; so nothing
+    that traces or overrides operators may be active: `dispatches_plainly`. Lists of a plan that carries keys from scale
+    to scale are not for this."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        which: tuple[int, int, float],
+        qkv: Tensor,
+        capacity: int,
+        small: tuple[Tensor | None, Tensor | None, bool],
+        first: int,
+    ) -> None:
+        """which: as of `_run`; capacity: of the caches; small: head_scale, rope and normalise, as of `split_qkv`."""
+        batch, tokens, _, heads, channels = qkv.shape
+        self.device, self.first = qkv.device, first
+        self.q_shape, self.out_shape = (batch, heads, tokens, channels), (batch, tokens, heads * channels)
+        self.like = qkv.new_empty(0)
+        q, out = qkv.new_empty(self.q_shape), qkv.new_empty((batch, tokens, heads, channels)).transpose(1, 2)
+        cache = qkv.new_empty((batch, heads, capacity, channels))
+        self.split_call = _split_call((qkv.detach().flatten(2, 3), q, cache, cache), small[:2], small[2])
+        keys = cache[:, :, : first + tokens]
+        with _current(self.device):
+            self.attend_call = _call(plan, which, (q, keys, keys, out))
+
+    @staticmethod
+    def takes(plan: Plan, layer: int, scale_index: int, qkv: Tensor, keys: int) -> bool:
+        """Is there such a call? On a GPU in bfloat16, where the kernels are the fast ones; on the CPU in float32."""
+        batch, tokens, _, heads, channels = qkv.shape
+        method = plan.method(layer, scale_index)
+        if qkv.device.type == "cpu":
+            return method in ("dense", "csla", "probe") and qkv.dtype == torch.float32
+        if qkv.device.type != "cuda" or qkv.dtype != torch.bfloat16 or channels not in _KERNEL_CHANNELS:
+            return False
+        large = batch * heads * tokens * keys * channels >= _MUCH and not _on_hopper(qkv)
+        return method in ("csla", "probe") or (method == "dense" and not large)
+
+    def split(
+        self, qkv: Tensor, k_cache: Tensor, v_cache: Tensor, head_scale: Tensor | None, rope: Tensor | None
+    ) -> Tensor:
+        """q. All tensors are of the types, shapes and strides that this was made with."""
+        q = self.like.new_empty(self.q_shape)
+        addresses = [0 if x is None else x.data_ptr() for x in (qkv, q, k_cache, v_cache, head_scale, rope)]
+        kernel, prepared = self.split_call
+        with _current(self.device):
+            kernel.split_at(prepared, self.first, _stream(q), *addresses)
+        return q
+
+    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """The output, (batch, tokens, width)."""
+        out = self.like.new_empty(self.out_shape)
+        kernel, prepared = self.attend_call
+        memory = self.like.new_empty(prepared.bytes, dtype=torch.uint8)
+        addresses = [x.data_ptr() for x in (q, k_cache, v_cache, out)]
+        with _current(self.device):
+            kernel.run_at(prepared, _stream(q), *addresses, 0, 0, memory.data_ptr())
+        return out
+
+
+def dispatches_plainly(x: Tensor) -> bool:
+    """Does an operator of such a tensor do no more than compute: no tracing, no mode, no subclass?"""
+    return type(x) is torch.Tensor and not torch.compiler.is_compiling() and _modes() == 0
+
+
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)  # of no public name; without it: never
 
 
 def _split_fake(qkv: Tensor, k_cache: Tensor, *_: Any) -> Tensor:

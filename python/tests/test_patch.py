@@ -245,6 +245,36 @@ def test_weights_may_change_between_pictures():
     same(model.draw(texts(5)), other.draw(texts(5)))
 
 
+def test_rotations_may_change_between_pictures():
+    """In place of a table, in the same dictionary."""
+    model = sparvar.patch(infinity(), "csla")
+    before = model.draw(texts(5))
+    for name, table in model.rope2d_freqs_grid.items():
+        model.rope2d_freqs_grid[name] = table.flip(0)
+    other = sparvar.patch(infinity(), "csla")
+    other.rope2d_freqs_grid = model.rope2d_freqs_grid
+    assert differ(model.draw(texts(5)), before)
+    same(model.draw(texts(5)), other.draw(texts(5)), 0)
+
+
+def test_a_mode_sees_the_operators():
+    """Layers go past PyTorch's dispatcher only where nobody listens to it."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            seen.append(str(operator))
+            return operator(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    model = sparvar.patch(infinity(), "csla")
+    expected = model.draw(texts(5))
+    with Names():
+        got = model.draw(texts(5))
+    same(got, expected)
+    assert seen.count("sparvar.split_qkv.default") == len(GRIDS) * len(layers_of(model))
+
+
 # ---- there and back
 
 
