@@ -98,6 +98,14 @@ struct NormArgs {
   bool settled = false;    // scale, shift and gate are weights, or results of a program before this one
 };
 
+/// A text as a layer's cross attention reads it, with the layer's projections of queries and outputs taken into its
+/// keys and values (Backend::fold_text): (W_q x) k = x (W_q^T k) once for the text instead of W_q x for every token.
+struct FoldedText {
+  Tensor keys;    // [B, H * length, C]: W_q^T k of each head and token, 0 beyond the text
+  Tensor bias;    // f32 [B, H * length]: b_q k
+  Tensor values;  // [B, H * length, C]: W_o v
+};
+
 /// A fixed sequence of operations on fixed tensors. Values of the tensors may change between runs, nothing else.
 class Program {
  public:
@@ -294,6 +302,23 @@ class Backend {
   /// program before this one.
   virtual Tensor cross_attention(const Tensor& q, const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest,
                                  float scale, bool settled) = 0;
+  /// From how many rows of x on cross attention to `texts` texts of up to `longest` tokens is faster when they are
+  /// folded; 0: never. They are not where they would be more numbers than the weights that they stand for.
+  virtual std::int64_t folded_rows(const Linear& /*query*/, const Linear& /*out*/, int /*heads*/,
+                                   std::int64_t /*texts*/, std::int64_t /*longest*/) const {
+    return 0;
+  }
+  /// kv as of cross_attention; `query` and `out`: the layer's projections.
+  virtual FoldedText fold_text(const Tensor& /*kv*/, const Tensor& /*cu_lengths*/, std::int64_t /*longest*/,
+                               const Linear& /*query*/, const Linear& /*out*/) {
+    throw Error(ErrorKind::usage, "this device does not fold texts");
+  }
+  /// x [B, n, C] -> [B, n, C] of type `out`: linear(cross_attention(linear(x, query), kv), projection) of the text's
+  /// kv.
+  virtual Tensor folded_cross_attention(const Tensor& /*x*/, const FoldedText& /*text*/, const Tensor& /*cu_lengths*/,
+                                        int /*heads*/, const Linear& /*projection*/, float /*scale*/, DType /*out*/) {
+    throw Error(ErrorKind::usage, "this device does not fold texts");
+  }
   /// Text self attention, one text: q, k, v [T, H, D] f32, bias f32 [H, T, T] added to the logits; keys from *length
   /// (I32 [1]) on are not seen -> f32 [T, H, D].
   virtual Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
@@ -355,6 +380,7 @@ struct CudaOptions {
     bool residual = false;  // rows are gathered, then subtracted
     bool boxes = false;     // keys in a row are gathered like any other
     bool lists = false;     // lists of a choice are written key by key
+    bool text = false;      // no texts are folded
   } older = {};
 };
 /// Null where this build has no CUDA or the machine no such GPU; `why` then says so in one line.

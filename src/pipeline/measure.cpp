@@ -39,15 +39,21 @@ Run draw(Session& session, Backend& backend, const PackedText& text, const WalkI
   return run;
 }
 
-/// Of the linear layers that run on tokens; those on texts are few and left out.
-double linear_flops(const ModelConfig& config, const StateShape& shape) {
+/// Of the linear layers that run on tokens; those on texts are few and left out. From `folded` rows on (0: never) what
+/// the device computes in the place of ca_q and ca_proj.
+double linear_flops(const ModelConfig& config, const StateShape& shape, std::int64_t folded) {
   const InfinityConfig& t = config.transformer;
   const double width = t.embed_dim;
-  const double layer = 6 * width * width + 2 * width * t.ffn_dim();  // qkv 3, sa_proj, ca_q, ca_proj; fc1, fc2
+  const double others = 4 * width * width + 2 * width * t.ffn_dim();  // qkv 3, sa_proj; fc1, fc2
   double flops = 0;
-  for (int k = 0; k < static_cast<int>(shape.schedule.size()); ++k)
-    flops += 2.0 * shape.schedule[static_cast<std::size_t>(k)].tokens() *
-             (shape.rows_at(k) * (t.depth * layer + width * 2 * t.bits()) + shape.pictures * width * t.bits());
+  for (int k = 0; k < static_cast<int>(shape.schedule.size()); ++k) {
+    const double tokens = shape.schedule[static_cast<std::size_t>(k)].tokens();
+    const bool folds = folded > 0 && shape.rows_at(k) * tokens >= static_cast<double>(folded);
+    const double cross = 2 * width * (folds ? static_cast<double>(t.num_heads * shape.longest_text) : width);
+    flops +=
+        2.0 * tokens *
+        (shape.rows_at(k) * (t.depth * (others + cross) + width * 2 * t.bits()) + shape.pictures * width * t.bits());
+  }
   return flops;
 }
 
@@ -157,7 +163,7 @@ Measurement MeasuredModel::Impl::measure(const MeasuredRun& run) {
   Measurement result;
   result.memory = {planned.weights, planned.working, planned.device_free, planned.device_total};
   result.parameters = model->weights.parameters();
-  result.linear_flops = linear_flops(config, state);
+  result.linear_flops = linear_flops(config, state, model->transformer.folded_rows(state));
   tell("first picture");
   const PackedText text = random_text(run.batch, options.text_tokens, config.transformer.text_channels);
   WalkInputs inputs;

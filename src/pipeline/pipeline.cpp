@@ -91,8 +91,11 @@ MemoryUse Pipeline::Impl::plan_memory(const PipelineOptions& options) {
   Backend& backend = *planner.backend;
   Networks dry(config, files, backend);
   backend.reserve([&] {
-    const StateShape shape{
-        .schedule = config.schedule, .rope_grid = config.rope_grid, .plan = {}, .text_tokens = backend.length_step()};
+    const StateShape shape{.schedule = config.schedule,
+                           .rope_grid = config.rope_grid,
+                           .plan = {},
+                           .text_tokens = backend.length_step(),
+                           .longest_text = backend.length_step()};
     Session(dry.transformer, dry.vae, backend, shape).run_programs();
   });
   const MemoryUse use = backend.memory_use();

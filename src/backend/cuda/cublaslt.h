@@ -22,6 +22,7 @@ struct CublasLt {
   F(cublasLtMatmulDescSetAttribute) \
   F(cublasLtMatrixLayoutCreate) \
   F(cublasLtMatrixLayoutDestroy) \
+  F(cublasLtMatrixLayoutSetAttribute) \
   F(cublasLtMatmulPreferenceCreate) \
   F(cublasLtMatmulPreferenceDestroy) \
   F(cublasLtMatmulPreferenceSetAttribute) \

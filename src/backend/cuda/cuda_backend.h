@@ -28,6 +28,13 @@ struct Gpu {
   std::int64_t free_bytes = 0, total_bytes = 0;
 };
 
+class CudaLinear final : public Linear {
+ public:
+  Tensor weight;     // [out, in], f32, bf16 or e4m3
+  Tensor bias_f32;   // [out], as wide as the result it is added to; undefined: none
+  Tensor bias_bf16;  // only where the weight is not f32
+};
+
 /// Throws Error(usage) where q, k, v and the number of keys do not fit each other.
 void check_args(const AttentionArgs& args, int keys);
 /// Are keys of so few queries shared out to parts (attend_in_parts)?
@@ -120,6 +127,14 @@ class CudaBackend final : public Backend {
   Tensor biased_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias,
                           const Tensor& length) override;
 
+  // folded_text.cpp
+  std::int64_t folded_rows(const Linear& query, const Linear& out, int heads, std::int64_t texts,
+                           std::int64_t longest) const override;
+  FoldedText fold_text(const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest, const Linear& query,
+                       const Linear& out) override;
+  Tensor folded_cross_attention(const Tensor& x, const FoldedText& text, const Tensor& cu_lengths, int heads,
+                                const Linear& projection, float scale, DType out) override;
+
   // feature_map.cpp
   ConvolutionPtr prepare_convolution(const Tensor& weight_oihw, const Tensor& bias, int stride, int pad_begin,
                                      int pad_end) override;
@@ -157,6 +172,9 @@ class CudaBackend final : public Backend {
   Tensor kept_rows(const std::vector<std::int32_t>& rows);
   Tensor converted(const Tensor& x, DType type);
   Tensor quantised(const Tensor& x, bool gelu);
+  /// Of products without GELU; `like`: a weight to measure algorithms with.
+  void multiply(const GemmShape& product, const void* x, const void* weight, const void* bias, Tensor& y,
+                const Tensor& like);
   Tensor convolve(const Tensor& x, const Convolution& weights, const Tensor& residual, bool enlarged);
   bool convolve_with_cudnn(const OwnConvolution& args, const Tensor& x);
   Cudnn* cudnn();  // null where it cannot be loaded

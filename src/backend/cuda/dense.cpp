@@ -10,13 +10,6 @@
 namespace sparvar::cuda {
 namespace {
 
-class CudaLinear final : public Linear {
- public:
-  Tensor weight;     // [out, in], f32, bf16 or e4m3
-  Tensor bias_f32;   // [out], as wide as the result it is added to; undefined: none
-  Tensor bias_bf16;  // only where the weight is not f32
-};
-
 const float* floats(const Tensor& x) { return x.defined() ? x.data<float>() : nullptr; }
 
 std::int64_t rows_of(const Tensor& x) { return x.dim(-1) == 0 ? 0 : x.size() / x.dim(-1); }

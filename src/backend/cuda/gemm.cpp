@@ -26,7 +26,9 @@ void check_blas(cublasStatus_t status, const char* what) {
     throw Error(ErrorKind::system, fmt::format("cuBLASLt: {}: status {}", what, static_cast<int>(status)));
 }
 
-bool own_takes(const GemmShape& shape) { return supports_few_rows(shape.type, shape.rows, shape.in, shape.out); }
+bool own_takes(const GemmShape& shape) {
+  return shape.is_plain() && supports_few_rows(shape.type, shape.rows, shape.in, shape.out);
+}
 
 FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& weight, const void* bias, void* y,
                     bool settled) {
@@ -46,7 +48,7 @@ FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& wei
 }
 
 bool worth_measuring(const GemmShape& shape) {
-  const double work = 2.0 * static_cast<double>(shape.rows) * static_cast<double>(shape.in * shape.out);
+  const double work = 2.0 * static_cast<double>(shape.batch * shape.rows) * static_cast<double>(shape.in * shape.out);
   return shape.type != DType::f32 && (work >= kWorthMeasuring || shape.in * shape.out >= kLargeWeight);
 }
 
@@ -57,8 +59,12 @@ cudaDataType_t type_of(DType type) {
 
 /// A product in a file of choices.
 std::string product_name(const GemmShape& shape) {
-  return fmt::format("{} x {} -> {}, {} to {}{}{}", shape.rows, shape.in, shape.out, name_of(shape.type),
-                     name_of(shape.result), shape.bias ? ", bias" : "", shape.gelu ? ", GELU" : "");
+  const std::string one =
+      fmt::format("{} x {} -> {}, {} to {}{}{}", shape.rows, shape.in, shape.out, name_of(shape.type),
+                  name_of(shape.result), shape.bias ? ", bias" : "", shape.gelu ? ", GELU" : "");
+  if (shape.is_plain()) return one;
+  return fmt::format("{}, {} of W{} {} by {}", one, shape.batch, shape.turned ? " turned" : "", shape.w_row,
+                     shape.w_batch);
 }
 
 cublasLtEpilogue_t epilogue_of(const GemmShape& shape) {
@@ -144,7 +150,7 @@ Gemms::Problem& Gemms::problem(const GemmShape& shape) {
 void Gemms::describe(const GemmShape& shape, Problem& made) {
   const CublasLt& lt = library_;
   check_blas(lt.cublasLtMatmulDescCreate(&made.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
-  const cublasOperation_t transposed = CUBLAS_OP_T;
+  const cublasOperation_t transposed = shape.turned ? CUBLAS_OP_N : CUBLAS_OP_T;
   const cublasLtEpilogue_t epilogue = made.scaled_after ? CUBLASLT_EPILOGUE_DEFAULT : epilogue_of(shape);
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
     check_blas(lt.cublasLtMatmulDescSetAttribute(made.operation, attribute, &value, sizeof value), "an attribute");
@@ -165,9 +171,23 @@ void Gemms::describe(const GemmShape& shape, Problem& made) {
     set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, somewhere);
   }
 #endif
-  check_blas(lt.cublasLtMatrixLayoutCreate(&made.weight, type_of(shape.type), shape.in, shape.out, shape.in), "W");
+  const std::int64_t of_row = shape.turned ? shape.out : shape.in, rows = shape.turned ? shape.in : shape.out;
+  const std::int64_t w_row = shape.w_row > 0 ? shape.w_row : of_row;
+  check_blas(lt.cublasLtMatrixLayoutCreate(&made.weight, type_of(shape.type), of_row, rows, w_row), "W");
   check_blas(lt.cublasLtMatrixLayoutCreate(&made.input, type_of(shape.type), shape.in, shape.rows, shape.in), "x");
   check_blas(lt.cublasLtMatrixLayoutCreate(&made.target, type_of(shape.result), shape.out, shape.rows, shape.out), "y");
+  if (shape.batch == 1) return;
+  const auto repeat = [&](cublasLtMatrixLayout_t layout, std::int64_t apart) {
+    const auto count = static_cast<std::int32_t>(shape.batch);
+    check_blas(lt.cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
+               "a batch");
+    check_blas(
+        lt.cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &apart, sizeof apart),
+        "a batch");
+  };
+  repeat(made.weight, shape.w_batch > 0 ? shape.w_batch : w_row * rows);
+  repeat(made.input, shape.rows * shape.in);
+  repeat(made.target, shape.rows * shape.out);
 }
 
 void Gemms::find_candidates(const GemmShape& shape, Problem& made) {
@@ -208,17 +228,17 @@ std::size_t aligned(std::size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 struct Trial {
   std::size_t x, scales, source, bias, y, counter = 1024;
   explicit Trial(const GemmShape& shape)
-      : x(aligned(shape.rows * shape.in * size_of(shape.type))),
+      : x(aligned(shape.batch * shape.rows * shape.in * size_of(shape.type))),
         scales(shape.type == DType::e4m3 ? aligned(shape.rows * 4) : 0),
         source(shape.type == DType::e4m3 ? aligned(shape.rows * shape.in * size_of(DType::bf16)) : 0),
         bias(aligned(shape.out * 4)),
-        y(aligned(shape.rows * shape.out * size_of(shape.result))) {}
+        y(aligned(shape.batch * shape.rows * shape.out * size_of(shape.result))) {}
   std::size_t bytes() const { return x + scales + source + bias + 2 * y + counter; }
 };
 
 /// Random x at the beginning of `memory`.
 Operand random_input(const GemmShape& shape, const Trial& trial, char* memory, cudaStream_t stream) {
-  const std::int64_t count = shape.rows * shape.in;
+  const std::int64_t count = shape.batch * shape.rows * shape.in;
   if (shape.type != DType::e4m3) {
     fill_random(memory, shape.type, count, 1, 1.0F, stream);
     return {memory, nullptr};
@@ -297,7 +317,8 @@ void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* wor
   const auto same_bits = [&](int candidate) {
     if (!launch(p, candidate, x, p.weights.front(), y, workspace)) return false;
     unsigned count = 0;
-    count_differing(expected, y, shape.rows * shape.out * static_cast<std::int64_t>(size_of(shape.result)), differing,
+    count_differing(expected, y,
+                    shape.batch * shape.rows * shape.out * static_cast<std::int64_t>(size_of(shape.result)), differing,
                     stream_);
     check(cudaMemcpyAsync(&count, differing, sizeof count, cudaMemcpyDeviceToHost, stream_), "comparing products");
     check(cudaStreamSynchronize(stream_), "comparing products");

@@ -21,14 +21,19 @@ struct Operand {
 };
 
 /// x [rows, in] of `type`, W [out, in] of `type`, bias [out] of result's type or null, y [rows, out]. Of e4m3, `in` and
-/// `out` are multiples of 16 and the result is bf16.
+/// `out` are multiples of 16 and the result is bf16. Of a batch every product has an x, W and y, packed one behind the
+/// other but where w_row and w_batch say how far rows and matrices of W lie apart, and all have the same bias.
 struct GemmShape {
   std::int64_t rows = 0, in = 0, out = 0;
   DType type = DType::bf16;
   DType result = DType::bf16;
   bool bias = false;
-  bool gelu = false;  // tanh form
-  auto key() const { return std::tuple(rows, in, out, type, result, bias, gelu); }
+  bool gelu = false;    // tanh form
+  bool turned = false;  // W is [in, out]
+  std::int64_t batch = 1;
+  std::int64_t w_row = 0, w_batch = 0;  // in numbers; 0: packed
+  auto key() const { return std::tuple(rows, in, out, type, result, bias, gelu, turned, batch, w_row, w_batch); }
+  bool is_plain() const { return !turned && batch == 1 && w_row == 0; }
   bool operator<(const GemmShape& other) const { return key() < other.key(); }
 };
 

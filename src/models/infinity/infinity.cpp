@@ -163,11 +163,12 @@ void Infinity::write_text(State& state, const PackedText& text) {
   Tensor offsets = Tensor::empty(DType::i32, {state.rows_ + 1});
   std::copy_n(text.states.data<float>(), total * channels, packed.data<float>());
   std::copy(text.offsets.begin(), text.offsets.end(), offsets.data<std::int32_t>());
-  for (int i = 0; guided && i < text.count(); ++i) {
+  for (int i = 0; i < text.count(); ++i) {
     const int length = text.offsets[i + 1] - text.offsets[i];
     if (state.shape_.longest_text > 0 && length > state.shape_.longest_text)
       throw Error(ErrorKind::usage,
                   fmt::format("a prompt of {} tokens does not fit a state for {}", length, state.shape_.longest_text));
+    if (!guided) continue;
     if (length > cfg_uncond_.dim(0))
       throw Error(ErrorKind::usage, fmt::format("a prompt of {} tokens: the model takes at most {} (text_maxlen)",
                                                 length, cfg_uncond_.dim(0)));
@@ -178,6 +179,11 @@ void Infinity::write_text(State& state, const PackedText& text) {
   Tensor target = state.text_.rows(0, halves * total);
   backend_.write(target, packed);
   backend_.write(state.text_offsets_, offsets);
+}
+
+std::int64_t Infinity::folded_rows(const StateShape& shape) const {
+  const Block& block = *blocks_.front();
+  return backend_.folded_rows(*block.ca_q, *block.ca_proj, config_.num_heads, shape.rows_at(0), shape.longest_text);
 }
 
 void Infinity::read_text(State& state, const Observer& observe) {
@@ -210,6 +216,7 @@ void Infinity::read_text(State& state, const Observer& observe) {
   }
   state.ada_.resize(blocks_.size());
   state.text_kv_.resize(blocks_.size());
+  state.folded_.resize(blocks_.size());
   for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
     const Block& block = *blocks_[layer];
     const Tensor ada =
@@ -217,6 +224,9 @@ void Infinity::read_text(State& state, const Observer& observe) {
     state.ada_[layer] = backend_.modulation(ada, block.ada_gss, 6);
     state.text_kv_[layer] = backend_.linear(text_kv, *block.ca_kv, Activation::none, compute)
                                 .reshaped({tokens, 2, config_.num_heads, config_.head_dim()});
+    if (folded_rows(state.shape_) > 0)
+      state.folded_[layer] = backend_.fold_text(state.text_kv_[layer], state.text_offsets_, state.shape_.longest_text,
+                                                *block.ca_q, *block.ca_proj);
   }
   state.head_ada_ =
       backend_.modulation(backend_.linear(condition, *head_ada_, Activation::none, DType::f32), Tensor(), 2);
@@ -369,21 +379,32 @@ void Infinity::run_block(State& state, Scale& scale, int layer, Tensor& x, const
         self_attention(state, scale, layer, norm(modulation(scale1), modulation(shift1), 1.0F, *block.qkv));
     leave("sa", backend_.linear(attended, *block.sa_proj, Activation::none, out), modulation(gamma1));
   }
-  {
-    const Tensor q = backend_.linear(norm(block.ca_norm_weight, block.ca_norm_bias, 0.0F, *block.ca_q), *block.ca_q,
-                                     Activation::none, compute);
-    const Shape heads = {x.dim(0), x.dim(1), config_.num_heads, config_.head_dim()};
-    const Tensor offsets = state.text_offsets_.rows(0, scale.rows + 1);
-    const Tensor read =
-        backend_.cross_attention(q.reshaped(heads), state.text_kv_[layer], offsets, state.shape_.longest_text,
-                                 1.0F / std::sqrt(static_cast<float>(config_.head_dim())), true);
-    leave("ca", backend_.linear(read.reshaped(x.shape()), *block.ca_proj, Activation::none, out), block.ca_gamma);
-  }
+  const Tensor asking = norm(block.ca_norm_weight, block.ca_norm_bias, 0.0F, *block.ca_q);
+  leave("ca", cross_attention(state, scale, layer, asking, out), block.ca_gamma);
   {
     const Tensor h = norm(modulation(scale2), modulation(shift2), 1.0F, *block.fc1);
     const Tensor hidden = backend_.linear(h, *block.fc1, Activation::gelu_tanh, block.fc2->input);
     leave("ffn", backend_.linear(hidden, *block.fc2, Activation::none, out), modulation(gamma2));
   }
+}
+
+/// With the output's projection.
+Tensor Infinity::cross_attention(const State& state, const Scale& scale, int layer, const Tensor& x, DType out) {
+  const Block& block = *blocks_[layer];
+  const Tensor offsets = state.text_offsets_.rows(0, scale.rows + 1);
+  const float factor = 1.0F / std::sqrt(static_cast<float>(config_.head_dim()));
+  const FoldedText& folded = state.folded_[layer];
+  if (folded.keys.defined() && x.dim(0) * x.dim(1) >= folded_rows(state.shape_)) {
+    const FoldedText text{.keys = folded.keys.rows(0, scale.rows),
+                          .bias = folded.bias.rows(0, scale.rows),
+                          .values = folded.values.rows(0, scale.rows)};
+    return backend_.folded_cross_attention(x, text, offsets, config_.num_heads, *block.ca_proj, factor, out);
+  }
+  const Tensor q = backend_.linear(x, *block.ca_q, Activation::none, backend_.compute_type());
+  const Shape heads = {x.dim(0), x.dim(1), config_.num_heads, config_.head_dim()};
+  const Tensor read = backend_.cross_attention(q.reshaped(heads), state.text_kv_[layer], offsets,
+                                               state.shape_.longest_text, factor, true);
+  return backend_.linear(read.reshaped(x.shape()), *block.ca_proj, Activation::none, out);
 }
 
 Tensor Infinity::self_attention(State& state, const Scale& scale, int layer, const Tensor& x) {

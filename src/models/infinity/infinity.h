@@ -50,6 +50,8 @@ class Infinity {
   Infinity(const InfinityConfig& config, const Weights& weights, Backend& backend);
   const InfinityConfig& config() const { return config_; }
   std::int64_t parameters() const { return parameters_; }
+  /// As Backend::folded_rows, of a state's texts.
+  std::int64_t folded_rows(const StateShape& shape) const;
 
   /// Everything a generation keeps between scales. Rows: pictures, then (with guidance) their unconditional halves.
   /// Throws Error(usage) where the model has no such shape.
@@ -82,6 +84,7 @@ class Infinity {
   void fill(State& state, const Scale& scale, Tensor& x);
   void run_block(State& state, Scale& scale, int layer, Tensor& x, const Observer& observe);
   Tensor self_attention(State& state, const Scale& scale, int layer, const Tensor& x);
+  Tensor cross_attention(const State& state, const Scale& scale, int layer, const Tensor& x, DType out);
   Tensor head(State& state, const Scale& scale, const Tensor& x, const Tensor& guidance, const Observer& observe);
   bool guides_after(int layer) const;
 
@@ -110,14 +113,15 @@ class Infinity::State {
   StateShape shape_;
   int rows_ = 0;  // pictures, or twice that; of scale 0
   AttentionRunner attention_;
-  Tensor text_;                  // f32 [text tokens, channels] of all rows: an input
-  Tensor text_offsets_;          // I32 [rows + 1]: an input
-  std::vector<Tensor> rope_;     // per scale: f32 [n, D/2, 2], in the order of the tokens
-  Tensor condition_;             // f32 [rows, C] (cond_BD)
-  std::vector<Tensor> text_kv_;  // per layer: [total, 2, H, D], compute type
-  std::vector<Tensor> ada_;      // per layer: gamma1, gamma2, scale1, scale2, shift1, shift2, f32 [6, rows, C]
-  Tensor head_ada_;              // scale, shift: f32 [2, rows, C]
-  Tensor output_;                // f32 [rows, n, C]: of the blocks, at the scale before the pruned ones
+  Tensor text_;                     // f32 [text tokens, channels] of all rows: an input
+  Tensor text_offsets_;             // I32 [rows + 1]: an input
+  std::vector<Tensor> rope_;        // per scale: f32 [n, D/2, 2], in the order of the tokens
+  Tensor condition_;                // f32 [rows, C] (cond_BD)
+  std::vector<Tensor> text_kv_;     // per layer: [total, 2, H, D], compute type
+  std::vector<FoldedText> folded_;  // per layer, where the device folds texts
+  std::vector<Tensor> ada_;         // per layer: gamma1, gamma2, scale1, scale2, shift1, shift2, f32 [6, rows, C]
+  Tensor head_ada_;                 // scale, shift: f32 [2, rows, C]
+  Tensor output_;                   // f32 [rows, n, C]: of the blocks, at the scale before the pruned ones
   std::vector<Tensor> k_cache_, v_cache_;  // per layer: [rows, H, tokens kept, D]; see cached_tokens
 };
 
