@@ -23,7 +23,7 @@ std::int64_t CudaBackend::folded_rows(const Linear& query, const Linear& out, in
                                       std::int64_t longest) const {
   const std::int64_t width = query.in, length = padded(longest);
   const bool is_bf16 = on_gpu(query).weight.dtype() == DType::bf16 && on_gpu(out).weight.dtype() == DType::bf16;
-  if (older_.text || !is_bf16 || width < kNarrowest || width % 8 != 0) return 0;
+  if (older_.text || !is_bf16 || width < kNarrowest || width % (8 * std::int64_t{heads}) != 0) return 0;
   const bool is_short = length > 0 && length <= SoftmaxOfText::kLongest && texts * heads * length <= width;
   return is_short ? kLeastRows : 0;
 }
