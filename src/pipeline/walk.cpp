@@ -123,6 +123,8 @@ const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const 
 }
 
 Tensor walk(Infinity& model, Backend& backend, const PackedText& text, const WalkOptions& options) {
+  int longest = 0;
+  for (int i = 0; i < text.count(); ++i) longest = std::max(longest, text.offsets[i + 1] - text.offsets[i]);
   Walk once(model, backend,
             {.pictures = text.count(),
              .guided = options.uncond_until > 0 && guided(options.cfg),
@@ -132,7 +134,8 @@ Tensor walk(Infinity& model, Backend& backend, const PackedText& text, const Wal
              .rope_grid = options.rope_grid,
              .plan = options.plan,
              .order = options.order,
-             .text_tokens = text.offsets.back()});
+             .text_tokens = text.offsets.back(),
+             .longest_text = longest});
   return backend.download(once.run(text, options, options));
 }
 

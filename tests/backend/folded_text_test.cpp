@@ -124,13 +124,13 @@ TEST(FoldedText, WhereItIsWorthIt) {
   const auto square = [](Backend& of, std::int64_t width) {
     return of.prepare_linear(random_tensor({width, width}, 1), {}, LinearKind::narrow);
   };
-  const LinearPtr wide = square(*device, 2048), narrow = square(*device, 512);
+  const LinearPtr wide = square(*device, 2048), narrow = square(*device, 128);
   EXPECT_GT(device->folded_rows(*wide, *wide, 16, 2, 40), 0);
   EXPECT_GT(device->folded_rows(*wide, *wide, 16, 2, 64), 0);
   EXPECT_EQ(device->folded_rows(*wide, *wide, 16, 2, 65), 0);  // more keys than W_q has rows
   EXPECT_EQ(device->folded_rows(*wide, *wide, 16, 4, 40), 0);
   EXPECT_EQ(device->folded_rows(*wide, *wide, 16, 2, 0), 0);  // how long is not known
-  EXPECT_EQ(device->folded_rows(*narrow, *narrow, 4, 2, 40), 0);
+  EXPECT_EQ(device->folded_rows(*narrow, *narrow, 1, 2, 40), 0);
   const auto f32 = gpu({.compute = DType::f32});
   const LinearPtr precise = square(*f32, 2048);
   EXPECT_EQ(f32->folded_rows(*precise, *precise, 16, 2, 40), 0);

@@ -11,7 +11,7 @@ namespace {
 
 /// Of x. Products of fewer are few_rows.cu's, which reads weights while the kernel before it runs.
 constexpr std::int64_t kLeastRows = 64;
-constexpr std::int64_t kNarrowest = 1024;  // a model whose products take longer than their launches
+constexpr std::int64_t kNarrowest = 256;  // of a model: smaller products take no longer than their launches
 
 std::int64_t padded(std::int64_t length) { return (length + 7) / 8 * 8; }
 
