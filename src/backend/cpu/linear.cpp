@@ -80,17 +80,20 @@ Call make_call(CpuLinear& linear, std::int64_t rows, Activation activation, DTyp
   return {dnnl::matmul(desc), weights_in(linear, desc.weights_desc()), source, target, desc.scratchpad_desc()};
 }
 
-/// Without AVX-512 oneDNN takes rows 24 at a time, shares these blocks among the threads, and rounds the rows of an
-/// incomplete block otherwise. Multiples of this number of rows are whole blocks for every thread: a row's result then
-/// does not depend on how many there are, and a picture is the same in every batch. 1: any number of rows will do.
-std::int64_t whole_rows(DType type) {
+/// Products are of multiples of so many rows, so that a row's result does not depend on how many there are: a picture
+/// is the same in every batch. 1: any number of rows will do.
+/// Without AVX-512 oneDNN takes f32 rows 24 at a time, shares these blocks among the threads, and rounds the rows of an
+/// incomplete block otherwise: multiples are whole blocks for every thread. A single bf16 row goes through other code
+/// than several (seen with AMX, and with AVX-512 that has no bf16).
+std::int64_t whole_rows(DType type, std::int64_t rows) {
+  if (type == DType::bf16) return rows == 1 ? 2 : 1;
   static const bool by_blocks = [] {
     const memory::desc square({256, 256}, memory::data_type::f32, memory::format_tag::ab);
     const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(square, square, square), dnnl::primitive_attr(),
                                             dnnl_engine());
     return std::string_view(desc.impl_info_str()).starts_with("gemm");
   }();
-  return by_blocks && type == DType::f32 ? std::int64_t{24} * usable_threads() : 1;
+  return by_blocks ? std::int64_t{24} * usable_threads() : 1;
 }
 
 /// The product of `rows` rows from `source` on, into `target`.
@@ -150,7 +153,7 @@ Tensor CpuBackend::linear(const Tensor& x, const Linear& weights, Activation act
   Tensor result = Tensor::empty(out, shape);
   if (rows == 0) return result;
 
-  const std::int64_t unit = whole_rows(type), whole = rows / unit * unit, rest = rows - whole;
+  const std::int64_t unit = whole_rows(type, rows), whole = rows / unit * unit, rest = rows - whole;
   if (whole > 0) multiply(linear, whole, source.raw(), activation, out, result.raw());
   if (rest > 0) {
     Tensor padded = Tensor::zeros(type, {unit, linear.in}), product = Tensor::empty(out, {unit, linear.out});
