@@ -59,9 +59,8 @@ cudaDataType_t type_of(DType type) {
 
 /// A product in a file of choices.
 std::string product_name(const GemmShape& shape) {
-  std::string one =
-      fmt::format("{} x {} -> {}, {} to {}{}{}", shape.rows, shape.in, shape.out, name_of(shape.type),
-                  name_of(shape.result), shape.bias ? ", bias" : "", shape.gelu ? ", GELU" : "");
+  std::string one = fmt::format("{} x {} -> {}, {} to {}{}{}", shape.rows, shape.in, shape.out, name_of(shape.type),
+                                name_of(shape.result), shape.bias ? ", bias" : "", shape.gelu ? ", GELU" : "");
   if (shape.is_plain()) return one;
   return fmt::format("{}, {} of W{} {} by {}", one, shape.batch, shape.turned ? " turned" : "", shape.w_row,
                      shape.w_batch);
