@@ -22,6 +22,9 @@ inline Tensor random_tensor(Shape shape, unsigned seed, float scale = 1.0F) {
   return out;
 }
 
+/// As bf16 has it.
+inline Tensor rounded(const Tensor& x) { return x.to(DType::bf16).to(DType::f32); }
+
 /// Largest absolute difference; tensors of any float type with equal sizes.
 inline double max_difference(const Tensor& a, const Tensor& b) {
   if (a.size() != b.size()) return INFINITY;

@@ -175,7 +175,7 @@ def _text(grids: Grids | None) -> str:
 
 class _Step(NamedTuple):
     """One scale of one layer. What was found out about it holds for the next picture too, where that is `of` the same
-    tokens, types and arguments."""
+    arguments (schedule and scale_ind first), tokens and types."""
 
     of: tuple[Any, ...]
     plan: Plan
@@ -264,7 +264,7 @@ def _forward(
     of = (schedule, scale_ind, *types, tables is None, shared.made_ropes, layer.scale, record.normalises)
     step = record.steps.get(before)
     if step is None or step.of != of:
-        step = record.steps[before] = _step(of, layer, qkv, before, schedule, tables)
+        step = record.steps[before] = _step(of, layer, qkv, before, tables)
     end = before + tokens
     k_buffer, v_buffer = _buffers(layer, qkv, token_axis, step.capacity)
     k, v = k_buffer.narrow(2, 0, end), v_buffer.narrow(2, 0, end)
@@ -291,12 +291,12 @@ def _step(
     layer: Any,
     qkv: Tensor,
     before: int,
-    schedule: Schedule,
     tables: tuple[dict[str, Tensor], Any] | None,
 ) -> _Step:
     """Which scale `qkv`, (batch, tokens, 3, heads, channels), after `before` tokens is, and what it needs."""
     record: _Layer = _record(layer)
-    tokens, scale_ind = qkv.shape[1], of[1]
+    schedule, scale_ind = of[:2]
+    tokens = qkv.shape[1]
     walk = record.shared.walk(schedule)
     scale_index = walk.scale_at.get((tokens, before))
     if scale_index is None:

@@ -220,14 +220,18 @@ class HostSide final : public Backend {
   std::unique_ptr<Backend> device_;
 };
 
+/// A GPU itself, whose tensors are its own. Throws where it is not there.
+inline std::unique_ptr<Backend> make_gpu(const CudaOptions& options = {}) {
+  std::string why;
+  auto device = make_cuda_backend(options, why);
+  if (!device) throw Error(ErrorKind::system, why);
+  return device;
+}
+
 /// Of the device under test. Throws where it is a GPU that is not there.
 inline std::unique_ptr<Backend> make_backend(DType compute, int threads = 2) {
   if (!on_gpu()) return make_cpu_backend({.compute = compute, .threads = threads});
-  std::string why;
-  auto device = make_cuda_backend(
-      {.compute = compute, .device = 0, .fp8 = false, .planning = false, .hopper = !without_hopper()}, why);
-  if (!device) throw Error(ErrorKind::system, why);
-  return std::make_unique<HostSide>(std::move(device));
+  return std::make_unique<HostSide>(make_gpu({.compute = compute, .hopper = !without_hopper()}));
 }
 
 }  // namespace sparvar::testing

@@ -13,17 +13,9 @@
 namespace sparvar {
 namespace {
 
+using testing::make_gpu;
 using testing::random_tensor;
-
-std::unique_ptr<Backend> gpu(const CudaOptions& options = {}) {
-  std::string why;
-  auto device = make_cuda_backend(options, why);
-  if (!device) throw Error(ErrorKind::system, why);
-  return device;
-}
-
-/// As bf16 has it.
-Tensor rounded(const Tensor& x) { return x.to(DType::bf16).to(DType::f32); }
+using testing::rounded;
 
 struct Layer {
   std::int64_t heads, dim, width = heads * dim;
@@ -92,7 +84,7 @@ void compare(std::int64_t heads, std::int64_t dim, const std::vector<int>& ends,
              DType out_type) {
   SCOPED_TRACE(::testing::Message() << heads << " heads of " << dim << ", " << n << " rows, texts of up to "
                                     << longest);
-  const auto device = gpu();
+  const auto device = make_gpu();
   const Layer layer{heads, dim};
   const auto texts = static_cast<std::int64_t>(ends.size()) - 1;
   const Tensor x = rounded(random_tensor({texts, n, layer.width}, 5));
@@ -120,7 +112,7 @@ TEST(FoldedText, IsCrossAttentionWithItsProjections) {
 
 TEST(FoldedText, WhereItIsWorthIt) {
   if (!testing::on_gpu()) GTEST_SKIP() << "texts are folded on a GPU";
-  const auto device = gpu();
+  const auto device = make_gpu();
   const auto square = [](Backend& of, std::int64_t width) {
     return of.prepare_linear(random_tensor({width, width}, 1), {}, LinearKind::narrow);
   };
@@ -131,7 +123,7 @@ TEST(FoldedText, WhereItIsWorthIt) {
   EXPECT_EQ(device->folded_rows(*wide, *wide, 16, 4, 40), 0);
   EXPECT_EQ(device->folded_rows(*wide, *wide, 16, 2, 0), 0);  // how long is not known
   EXPECT_EQ(device->folded_rows(*narrow, *narrow, 1, 2, 40), 0);
-  const auto f32 = gpu({.compute = DType::f32});
+  const auto f32 = make_gpu({.compute = DType::f32});
   const LinearPtr precise = square(*f32, 2048);
   EXPECT_EQ(f32->folded_rows(*precise, *precise, 16, 2, 40), 0);
 }

@@ -32,9 +32,7 @@ TEST(ProductChoices, ASecondDeviceFollowsTheFirst) {
                bias = testing::random_tensor({kOut}, 3);
   const auto kept = std::make_shared<Kept>();
   const auto product = [&] {
-    std::string why;
-    const auto device = make_cuda_backend({.compute = DType::bf16, .device = 0, .choices = kept}, why);
-    if (!device) throw Error(ErrorKind::system, why);
+    const auto device = testing::make_gpu({.choices = kept});
     // Two weights: the choice of an algorithm is timed on several.
     const LinearPtr layers[] = {device->prepare_linear(w, bias), device->prepare_linear(w, bias)};
     const Tensor there = device->upload(x);
@@ -56,7 +54,7 @@ TEST(ProductChoices, ASecondDeviceFollowsTheFirst) {
   for (auto& [name, choice] : kept->choices) choice.algorithm.fill(0);  // of another library: nothing that it offers
   (void)product();
   EXPECT_EQ(kept->kept, 2);
-  const Tensor xf = x.to(DType::f32), wf = w.to(DType::bf16).to(DType::f32), found = first.to(DType::f32);
+  const Tensor xf = x.to(DType::f32), wf = testing::rounded(w), found = first.to(DType::f32);
   for (std::int64_t r = 0; r < kRows; r += 37)
     for (std::int64_t o = 0; o < kOut; o += 101) {
       double want = bias.data<float>()[o];

@@ -42,11 +42,7 @@ class BatchBits : public ::testing::Test {
   static std::string bundled() { return testing::models_dir() + "/emoji"; }
   static std::unique_ptr<Backend> device() {
     if (!testing::on_gpu()) return make_cpu_backend({.compute = DType::f32, .threads = 2});
-    std::string why;
-    auto backend =
-        make_cuda_backend({.compute = DType::f32, .device = 0, .fp8 = false, .planning = false, .hopper = true}, why);
-    if (!backend) throw Error(ErrorKind::system, why);
-    return backend;
+    return testing::make_gpu({.compute = DType::f32});
   }
   static ModelConfig short_config() {
     ModelConfig config = read_model_config(bundled() + "/config.json");

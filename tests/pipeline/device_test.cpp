@@ -45,11 +45,7 @@ class SmallModel {
 /// The device under test itself, without HostSide.
 std::unique_ptr<Backend> device(DType compute) {
   if (!testing::on_gpu()) return make_cpu_backend({.compute = compute, .threads = 2});
-  std::string why;
-  auto backend =
-      make_cuda_backend({.compute = compute, .device = 0, .fp8 = false, .planning = false, .hopper = true}, why);
-  if (!backend) throw Error(ErrorKind::system, why);
-  return backend;
+  return testing::make_gpu({.compute = compute});
 }
 
 const std::vector<std::string> kPrompts = {"red apple, 3d style",

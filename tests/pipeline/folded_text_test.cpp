@@ -39,9 +39,7 @@ struct Drawn {
 Drawn run(bool folds, bool watched, int uncond_until) {
   CudaOptions options;
   options.older.text = !folds;
-  std::string why;
-  const auto device = make_cuda_backend(options, why);
-  if (!device) throw Error(ErrorKind::system, why);
+  const auto device = testing::make_gpu(options);
   const ModelConfig config = wide_model();
   const RandomWeights weights(config, *device);
   Infinity model(config.transformer, weights, *device);

@@ -9,7 +9,7 @@
 namespace sparvar::cuda {
 namespace {
 
-/// Of x. Products of fewer are few_rows.cu's, which reads weights while the kernel before it runs.
+/// Of x, measured. Unfolded, fewer are few_rows.cu's, which reads weights while the kernel before it runs.
 constexpr std::int64_t kLeastRows = 64;
 constexpr std::int64_t kNarrowest = 256;  // of a model: smaller products take no longer than their launches
 

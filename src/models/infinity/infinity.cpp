@@ -217,6 +217,7 @@ void Infinity::read_text(State& state, const Observer& observe) {
   state.ada_.resize(blocks_.size());
   state.text_kv_.resize(blocks_.size());
   state.folded_.resize(blocks_.size());
+  const bool folds = folded_rows(state.shape_) > 0;
   for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
     const Block& block = *blocks_[layer];
     const Tensor ada =
@@ -224,7 +225,7 @@ void Infinity::read_text(State& state, const Observer& observe) {
     state.ada_[layer] = backend_.modulation(ada, block.ada_gss, 6);
     state.text_kv_[layer] = backend_.linear(text_kv, *block.ca_kv, Activation::none, compute)
                                 .reshaped({tokens, 2, config_.num_heads, config_.head_dim()});
-    if (folded_rows(state.shape_) > 0)
+    if (folds)
       state.folded_[layer] = backend_.fold_text(state.text_kv_[layer], state.text_offsets_, state.shape_.longest_text,
                                                 *block.ca_q, *block.ca_proj);
   }
