@@ -8,6 +8,7 @@ launches on the small scales, where a model in eager PyTorch waits for them.
 from __future__ import annotations
 
 import os
+import weakref
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,6 +89,11 @@ class _Walk(NamedTuple):
     tokens: int
     begins: tuple[int, ...]  # of the scales
 
+    def room(self, end: int) -> int:
+        """Tokens that a layer's cache is made for where `end` are to be in it. Keys of the last scale are read by no
+        other, so layers make room for them one after the other, when it is there."""
+        return self.begins[-1] if end <= self.begins[-1] else self.tokens
+
 
 class _Shared:
     """What the layers of a model share: the plan for each schedule that comes, tables of rotations."""
@@ -99,12 +105,17 @@ class _Shared:
         self.walks: dict[Schedule, _Walk] = {}
         self.ropes: dict[Any, tuple[Tensor, Tensor]] = {}
         self.made_ropes = 0  # so far
+        self.drawn: tuple[Any, weakref.ref[Tensor]] | None = None  # the last layer that is through, its cached_k
         # whatever is wrong with the plan is said now, not in the first picture
         trial = self._bind(patch_nums if patch_nums is not None else plans.schedule())
         trial.require_kernels()
         self.name = trial.name
         if patch_nums is not None:
             self.walk(None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model is through with nothing."""
+        return {**self.__dict__, "drawn": None}
 
     def _bind(self, grids: Grids) -> Plan:
         if isinstance(self.attention, Plan):
@@ -145,6 +156,15 @@ class _Shared:
         scale_at = {(h * w, begin): index for index, ((h, w), begin) in enumerate(zip(grids, begins, strict=False))}
         return _Walk(plan, scale_at, begins[-1], tuple(begins[:-1]))
 
+    def drop_drawn(self) -> None:
+        """Lets go of the cache of a layer that is through with its picture. What somebody else has put in its place
+        stays."""
+        if self.drawn is not None:
+            layer, cached = self.drawn
+            self.drawn = None
+            if layer.cached_k is not None and layer.cached_k is cached():
+                layer.cached_k = layer.cached_v = None
+
     def rope(
         self, tables: tuple[dict[str, Tensor], Any], schedule: Schedule, like: Tensor, refresh: bool = False
     ) -> Tensor:
@@ -180,7 +200,8 @@ class _Step(NamedTuple):
     of: tuple[Any, ...]
     plan: Plan
     scale_index: int
-    capacity: int  # tokens of the picture
+    capacity: int  # tokens that the cache has room for
+    ends: bool  # the picture
     rope: Tensor | None
     calls: _torch.LayerCalls | None
 
@@ -243,6 +264,7 @@ def _forward(
     if layer.training:
         raise UsageError("patch: the model is in training mode; call model.eval(), or sparvar.unpatch(model) to train")
     batch, tokens, width = x.shape
+    record.shared.drop_drawn()
     begins = layer.cached_k is None
     if begins or record.bias is None:
         record.begin(layer)
@@ -262,11 +284,12 @@ def _forward(
             shared.rope(tables, schedule, qkv, refresh=True)
     types = (qkv.shape, qkv.dtype, qkv.device)
     of = (schedule, scale_ind, *types, tables is None, shared.made_ropes, layer.scale, record.normalises)
-    step = record.steps.get(before)
-    if step is None or step.of != of:
-        step = record.steps[before] = _step(of, layer, qkv, before, tables)
+    known = record.steps.get(before)
+    step = known if known is not None and known.of == of else _step(of, layer, qkv, before, tables)
     end = before + tokens
     k_buffer, v_buffer = _buffers(layer, qkv, token_axis, step.capacity)
+    if step is not known:
+        step = record.steps[before] = step._replace(calls=_calls(step, layer, qkv, k_buffer, before))
     k, v = k_buffer.narrow(2, 0, end), v_buffer.narrow(2, 0, end)
     if step.calls is not None and _torch.dispatches_plainly(qkv):
         q = step.calls.split(qkv, k_buffer, v_buffer, record.head_scale, step.rope)
@@ -281,8 +304,9 @@ def _forward(
         out = out.transpose(1, 2).reshape(batch, tokens, width)
     _put(layer, "cached_k", _shown(k, k_buffer, token_axis))
     _put(layer, "cached_v", _shown(v, v_buffer, token_axis))
-    if end == step.capacity:
-        record.state.reset()  # the picture is done: what it carried need not wait for the next one
+    if step.ends:  # what it carried need not wait for the next picture
+        record.state.reset()
+        shared.drawn = layer, weakref.ref(layer.cached_k)
     return layer.proj_drop(layer.proj(out))  # type: ignore[no-any-return]
 
 
@@ -293,7 +317,7 @@ def _step(
     before: int,
     tables: tuple[dict[str, Tensor], Any] | None,
 ) -> _Step:
-    """Which scale `qkv`, (batch, tokens, 3, heads, channels), after `before` tokens is, and what it needs."""
+    """Which scale `qkv`, (batch, tokens, 3, heads, channels), after `before` tokens is; without its calls."""
     record: _Layer = _record(layer)
     schedule, scale_ind = of[:2]
     tokens = qkv.shape[1]
@@ -308,13 +332,20 @@ def _step(
     if tables is not None:
         first = walk.begins[scale_ind]  # as upstream: of the scale that the call names
         rope = record.shared.rope(tables, schedule, qkv)[first : first + tokens]
-    calls = None
-    plain = _torch.dispatches_plainly(qkv)
-    if plain and _torch.LayerCalls.takes(walk.plan, record.index, scale_index, qkv, before + tokens):
-        which = (record.index, scale_index, float(layer.scale))
-        small = (record.head_scale, rope, record.normalises)
-        calls = _torch.LayerCalls(walk.plan, which, qkv, walk.tokens, small, before)
-    return _Step(of, walk.plan, scale_index, walk.tokens, rope, calls)
+    end = before + tokens
+    return _Step(of, walk.plan, scale_index, walk.room(end), end == walk.tokens, rope, None)
+
+
+def _calls(step: _Step, layer: Any, qkv: Tensor, cache: Tensor, before: int) -> _torch.LayerCalls | None:
+    """Of a step whose keys and values lie in buffers like `cache`; None where operators are called instead."""
+    record: _Layer = _record(layer)
+    keys = before + qkv.shape[1]
+    if not _torch.dispatches_plainly(qkv):
+        return None
+    if not _torch.LayerCalls.takes(step.plan, record.index, step.scale_index, qkv, keys):
+        return None
+    which = (record.index, step.scale_index, float(layer.scale))
+    return _torch.LayerCalls(step.plan, which, qkv, cache, (record.head_scale, step.rope, record.normalises), before)
 
 
 def _refuse(record: _Layer, layer: Any, attn_fn: Any) -> None:
@@ -349,8 +380,9 @@ def _token_axis(layer: Any, dtype: torch.dtype) -> int:
 
 
 def _buffers(layer: Any, qkv: Tensor, token_axis: int, capacity: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of the whole picture, (batch, heads, capacity, channels). They live as long as the layer's
-    `cached_k` and `cached_v` do; where somebody else has put those there (halved a batch, say), they are copied."""
+    """Keys and values, (batch, heads, capacity, channels). They live as long as the layer's `cached_k` and `cached_v`
+    do; where those are of another capacity, or somebody else has put them there (halved a batch, say), they are
+    copied."""
     batch, _, _, heads, channels = qkv.shape
     made = []
     for name in ("cached_k", "cached_v"):

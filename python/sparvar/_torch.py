@@ -307,17 +307,17 @@ class LayerCalls:
         plan: Plan,
         which: tuple[int, int, float],
         qkv: Tensor,
-        capacity: int,
+        cache: Tensor,
         small: tuple[Tensor | None, Tensor | None, bool],
         first: int,
     ) -> None:
-        """which: as of `_run`; capacity: of the caches; small: head_scale, rope and normalise, as of `split_qkv`."""
+        """which: as of `_run`; cache: one like those that will come; small: head_scale, rope and normalise, as of
+        `split_qkv`."""
         batch, tokens, _, heads, channels = qkv.shape
         self.device, self.first = qkv.device, first
         self.q_shape, self.out_shape = (batch, heads, tokens, channels), (batch, tokens, heads * channels)
         self.like = qkv.new_empty(0)
         q, out = qkv.new_empty(self.q_shape), qkv.new_empty((batch, tokens, heads, channels)).transpose(1, 2)
-        cache = qkv.new_empty((batch, heads, capacity, channels))
         self.split_call = _split_call((qkv.detach().flatten(2, 3), q, cache, cache), small[:2], small[2])
         keys = cache[:, :, : first + tokens]
         with _current(self.device):

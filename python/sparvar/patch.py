@@ -27,8 +27,10 @@ def patch(model: Model, attention: str | os.PathLike[str] | Plan = "sparvar") ->
 
     A picture begins where a layer's KV cache is empty. Its schedule is the call's `scale_schedule` (Infinity), the
     model's `patch_nums` (VAR), or the plan's. `cached_k` and `cached_v` stay tensors of upstream's layout, views of
-    buffers with room for the whole picture. The layers must run in float32 or bfloat16 (autocast counts), without
-    gradients, in eval mode, with the KV cache on and without a mask: all else is refused when it comes, with one line.
+    buffers with room for all scales but the last. At that one a layer gets room for all, until the next layer runs;
+    then nothing reads its cache any more, and it is None. The layers must run in float32 or bfloat16 (autocast counts),
+    without gradients, in eval mode, with the KV cache on and without a mask: all else is refused when it comes, with
+    one line.
 
     Raises `UsageError` where the model has no such layers or is patched already, and for unknown or pruning plans.
     The method: SparVAR (arXiv:2602.04361), sections 3.2 to 3.4; docs/python.md.

@@ -349,6 +349,47 @@ def test_buffers_go_with_the_cache():
     assert all(reference() is None for reference in kept) and kept
 
 
+def cached_tokens(layer):
+    """Of its cache: tokens in it, tokens there is room for."""
+    return None if layer.cached_k is None else (layer.cached_k.shape[2], layer.cached_k._sparvar_buffer.shape[2])
+
+
+def test_at_the_last_scale_caches_come_and_go_layer_by_layer():
+    model = sparvar.patch(infinity(), "csla")
+    layers = layers_of(model)
+    seen = []
+    for layer in layers:  # a hook of somebody who looks at keys finds them
+        layer.register_forward_hook(lambda *_: seen.append([cached_tokens(layer) for layer in layers]))
+    model.draw(texts(5))
+    tokens = sum(h * w for h, w in GRIDS)
+    before = tokens - GRIDS[-1][0] * GRIDS[-1][1]
+    assert seen[-len(layers) - 1] == [(before, before)] * len(layers)
+    for index, now in enumerate(seen[-len(layers) :]):
+        assert now == [None] * index + [(tokens, tokens)] + [(before, before)] * (len(layers) - index - 1)
+
+
+def test_a_last_scale_may_be_drawn_again():
+    """By whoever puts the caches of before back."""
+    model = sparvar.patch(infinity(), plans.csla(GRIDS, **CSLA))
+    layers, generator = layers_of(model), torch.Generator().manual_seed(8)
+    for layer in layers:
+        layer.kv_caching(True)
+
+    def scale(index, x):
+        with torch.no_grad():
+            return [layer(x, None, None, model.schedule, model.rope2d_freqs_grid, index) for layer in layers]
+
+    inputs = [torch.randn(2, h * w, 64, generator=generator) for h, w in GRIDS]
+    for index, x in enumerate(inputs[:-1]):
+        scale(index, x)
+    kept = [(layer.cached_k.clone(), layer.cached_v.clone()) for layer in layers]
+    expected = scale(len(GRIDS) - 1, inputs[-1])
+    for layer, (k, v) in zip(layers, kept, strict=True):
+        layer.cached_k, layer.cached_v = k, v
+    for a, b in zip(scale(len(GRIDS) - 1, inputs[-1]), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 # ---- errors
 
 
@@ -544,3 +585,22 @@ def test_nothing_beyond_the_keys_counts_on_a_gpu(monkeypatch):
             hidden = model.draw(texts(5, device="cuda"))[1]
         monkeypatch.undo()
         assert all(bool(part.isfinite().all()) for part in hidden), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["dense", "cs4a", "sparvar"])
+def test_less_memory_on_a_gpu(name):
+    sides = [1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48]
+    torch.manual_seed(3)
+    model = InfinityLike(depth=8, width=256, schedule=[(side, side) for side in sides]).cuda().eval()
+    some, peaks = texts(5, device="cuda"), []
+    for patched in (False, True):
+        if patched:
+            sparvar.patch(model, name)
+        for _ in range(2):  # the first one loads kernels
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            with torch.autocast("cuda", torch.bfloat16):
+                model.draw(some, keep=False)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < peaks[0], peaks
