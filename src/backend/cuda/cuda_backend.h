@@ -172,8 +172,8 @@ class CudaBackend final : public Backend {
   Tensor kept_rows(const std::vector<std::int32_t>& rows);
   Tensor converted(const Tensor& x, DType type);
   Tensor quantised(const Tensor& x, bool gelu);
-  /// Of products without GELU; `like`: a weight to measure algorithms with.
-  void multiply(const GemmShape& product, const void* x, const void* weight, const void* bias, Tensor& y,
+  /// `like`: a weight to measure algorithms with.
+  void multiply(const GemmShape& product, const Operand& x, const Operand& weight, const Tensor& bias, Tensor& y,
                 const Tensor& like);
   Tensor convolve(const Tensor& x, const Convolution& weights, const Tensor& residual, bool enlarged);
   bool convolve_with_cudnn(const OwnConvolution& args, const Tensor& x);

@@ -48,6 +48,8 @@ void check_residual(const Tensor& residual, const Tensor& y) {
                 fmt::format("residual {} and {} differ in size", to_string(residual.shape()), to_string(y.shape())));
 }
 
+Operand operand(const Tensor& x) { return {x.raw(), x.dtype() == DType::e4m3 ? scales_of(x) : nullptr}; }
+
 }  // namespace
 
 /// Of host or device, as a weight of `type`.
@@ -100,6 +102,17 @@ LinearPtr CudaBackend::prepare_linear(const Tensor& weight, const Tensor& bias, 
   return linear;
 }
 
+void CudaBackend::multiply(const GemmShape& product, const Operand& x, const Operand& weight, const Tensor& bias,
+                           Tensor& y, const Tensor& like) {
+  if (product.rows == 0 || planning_) return;
+  if (!computes()) {
+    if (product.batch * product.in * product.out <= like.size()) gemms_->prepare(product, operand(like));
+    return;
+  }
+  weights_are_there();
+  gemms_->run(product, x, weight, bias.defined() ? bias.raw() : nullptr, y.raw(), workspace(), recording_);
+}
+
 Tensor CudaBackend::linear(const Tensor& x, const Linear& weights, Activation activation, DType out) {
   const auto& linear = dynamic_cast<const CudaLinear&>(weights);
   if (x.dim(-1) != linear.in)
@@ -131,17 +144,8 @@ Tensor CudaBackend::linear(const Tensor& x, const Linear& weights, Activation ac
   if (product.rows == 0 || planning_) return result;
   const bool fused = product.gelu && type != DType::f32 && gemms_->supports(product);  // in f32 its tanh is too rough
   product.gelu = fused;
-  const auto operand = [](const Tensor& t) {
-    return Operand{t.raw(), t.dtype() == DType::e4m3 ? scales_of(t) : nullptr};
-  };
-  if (!computes()) {
-    gemms_->prepare(product, operand(linear.weight));
-    return result;
-  }
-  weights_are_there();
-  gemms_->run(product, operand(source), operand(linear.weight), bias.defined() ? bias.raw() : nullptr, result.raw(),
-              workspace(), recording_);
-  if (activation != Activation::none && !fused)
+  multiply(product, operand(source), operand(linear.weight), bias, result, linear.weight);
+  if (activation != Activation::none && !fused && computes())
     activate(result.raw(), out, result.size(), activation == Activation::silu, stream_);
   return result;
 }

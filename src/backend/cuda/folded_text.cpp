@@ -28,17 +28,6 @@ std::int64_t CudaBackend::folded_rows(const Linear& query, const Linear& out, in
   return is_short ? kLeastRows : 0;
 }
 
-void CudaBackend::multiply(const GemmShape& product, const void* x, const void* weight, const void* bias, Tensor& y,
-                           const Tensor& like) {
-  if (product.rows == 0 || planning_) return;
-  if (!computes()) {
-    if (product.batch * product.in * product.out <= like.size()) gemms_->prepare(product, {like.raw(), nullptr});
-    return;
-  }
-  weights_are_there();
-  gemms_->run(product, {x, nullptr}, {weight, nullptr}, bias, y.raw(), workspace(), recording_);
-}
-
 FoldedText CudaBackend::fold_text(const Tensor& kv, const Tensor& cu_lengths, std::int64_t longest, const Linear& query,
                                   const Linear& out) {
   const CudaLinear& asks = on_gpu(query);
@@ -70,17 +59,12 @@ FoldedText CudaBackend::fold_text(const Tensor& kv, const Tensor& cu_lengths, st
                 stream_);
   }
   // W_q is [head and channel, C]: of a head as it is, turned; W_o is [C, head and channel]: of a head some columns.
-  GemmShape product{.rows = length, .in = dim, .out = width, .turned = true, .batch = heads};
+  const GemmShape asking{.rows = length, .in = dim, .out = width, .turned = true, .batch = heads};
+  const GemmShape answering{.rows = length, .in = dim, .out = width, .batch = heads, .w_row = width, .w_batch = dim};
   for (std::int64_t row = 0; row < rows; ++row) {
-    Tensor target = folded.keys.rows(row, row + 1);
-    multiply(product, keys.rows(row, row + 1).raw(), asks.weight.raw(), nullptr, target, asks.weight);
-  }
-  product.turned = false;
-  product.w_row = width;
-  product.w_batch = dim;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    Tensor target = folded.values.rows(row, row + 1);
-    multiply(product, values.rows(row, row + 1).raw(), answers.weight.raw(), nullptr, target, answers.weight);
+    Tensor to_ask = folded.keys.rows(row, row + 1), to_answer = folded.values.rows(row, row + 1);
+    multiply(asking, {keys.rows(row, row + 1).raw()}, {asks.weight.raw()}, Tensor(), to_ask, asks.weight);
+    multiply(answering, {values.rows(row, row + 1).raw()}, {answers.weight.raw()}, Tensor(), to_answer, answers.weight);
   }
   return folded;
 }
@@ -95,8 +79,8 @@ Tensor CudaBackend::folded_cross_attention(const Tensor& x, const FoldedText& te
                 fmt::format("folded cross attention: {} {} does not fit keys {} of {} texts", name_of(x.dtype()),
                             to_string(x.shape()), to_string(text.keys.shape()), cu_lengths.size() - 1));
   Tensor logits = empty(DType::f32, {rows, n, columns});
-  multiply({.rows = n, .in = width, .out = columns, .result = DType::f32, .batch = rows}, x.raw(), text.keys.raw(),
-           nullptr, logits, answers.weight);
+  multiply({.rows = n, .in = width, .out = columns, .result = DType::f32, .batch = rows}, {x.raw()}, {text.keys.raw()},
+           Tensor(), logits, answers.weight);
   Tensor weights = empty(DType::bf16, logits.shape());
   if (computes())
     softmax_of_text({.logits = logits.data<float>(),
@@ -114,7 +98,7 @@ Tensor CudaBackend::folded_cross_attention(const Tensor& x, const FoldedText& te
   const Tensor& bias = out == DType::f32 ? answers.bias_f32 : answers.bias_bf16;
   multiply(
       {.rows = n, .in = columns, .out = width, .result = out, .bias = bias.defined(), .turned = true, .batch = rows},
-      weights.raw(), text.values.raw(), bias.defined() ? bias.raw() : nullptr, result, answers.weight);
+      {weights.raw()}, {text.values.raw()}, bias, result, answers.weight);
   return result;
 }
 

@@ -48,7 +48,7 @@ FewRows own_product(const GemmShape& shape, const Operand& x, const Operand& wei
 }
 
 bool worth_measuring(const GemmShape& shape) {
-  const double work = 2.0 * static_cast<double>(shape.batch * shape.rows) * static_cast<double>(shape.in * shape.out);
+  const double work = 2.0 * static_cast<double>(shape.y_size()) * static_cast<double>(shape.in);
   return shape.type != DType::f32 && (work >= kWorthMeasuring || shape.in * shape.out >= kLargeWeight);
 }
 
@@ -227,17 +227,17 @@ std::size_t aligned(std::size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 struct Trial {
   std::size_t x, scales, source, bias, y, counter = 1024;
   explicit Trial(const GemmShape& shape)
-      : x(aligned(shape.batch * shape.rows * shape.in * size_of(shape.type))),
+      : x(aligned(shape.x_size() * size_of(shape.type))),
         scales(shape.type == DType::e4m3 ? aligned(shape.rows * 4) : 0),
-        source(shape.type == DType::e4m3 ? aligned(shape.rows * shape.in * size_of(DType::bf16)) : 0),
+        source(shape.type == DType::e4m3 ? aligned(shape.x_size() * size_of(DType::bf16)) : 0),
         bias(aligned(shape.out * 4)),
-        y(aligned(shape.batch * shape.rows * shape.out * size_of(shape.result))) {}
+        y(aligned(shape.y_size() * size_of(shape.result))) {}
   std::size_t bytes() const { return x + scales + source + bias + 2 * y + counter; }
 };
 
 /// Random x at the beginning of `memory`.
 Operand random_input(const GemmShape& shape, const Trial& trial, char* memory, cudaStream_t stream) {
-  const std::int64_t count = shape.batch * shape.rows * shape.in;
+  const std::int64_t count = shape.x_size();
   if (shape.type != DType::e4m3) {
     fill_random(memory, shape.type, count, 1, 1.0F, stream);
     return {memory, nullptr};
@@ -316,9 +316,7 @@ void Gemms::measure(const GemmShape& shape, Problem& p, char* scratch, void* wor
   const auto same_bits = [&](int candidate) {
     if (!launch(p, candidate, x, p.weights.front(), y, workspace)) return false;
     unsigned count = 0;
-    count_differing(expected, y,
-                    shape.batch * shape.rows * shape.out * static_cast<std::int64_t>(size_of(shape.result)), differing,
-                    stream_);
+    count_differing(expected, y, shape.y_size() * static_cast<std::int64_t>(size_of(shape.result)), differing, stream_);
     check(cudaMemcpyAsync(&count, differing, sizeof count, cudaMemcpyDeviceToHost, stream_), "comparing products");
     check(cudaStreamSynchronize(stream_), "comparing products");
     return count == 0;

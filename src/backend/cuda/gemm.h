@@ -33,6 +33,8 @@ struct GemmShape {
   std::int64_t batch = 1;
   std::int64_t w_row = 0, w_batch = 0;  // in numbers; 0: packed
   auto key() const { return std::tuple(rows, in, out, type, result, bias, gelu, turned, batch, w_row, w_batch); }
+  std::int64_t x_size() const { return batch * rows * in; }
+  std::int64_t y_size() const { return batch * rows * out; }
   bool is_plain() const { return !turned && batch == 1 && w_row == 0; }
   bool operator<(const GemmShape& other) const { return key() < other.key(); }
 };
