@@ -2,7 +2,7 @@
 """What the Python package costs over the program: loading a model and drawing one picture, in turn, each in a process
 of its own.
 
-    PYTHONPATH=build/release/python .venv/bin/python bench/python_overhead.py PROGRAM MODEL [REPEATS]
+    PYTHONPATH=build/release/python .venv/bin/python bench/python_overhead.py --program PROGRAM --model MODEL
 
 Seconds from the start of loading to the finished pixels, and of the processor for the whole process. The best of each
 are compared: what else runs on a machine only adds.
@@ -10,8 +10,10 @@ are compared: what else runs on a machine only adds.
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,16 +54,25 @@ def package(model: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    path, model = sys.argv[1:3]
-    repeats = int(sys.argv[3]) if len(sys.argv) > 3 else 3
-    program(path, model), package(model)  # files into the page cache
-    rows = [(*program(path, model), *package(model)) for _ in range(repeats)]
-    for seconds, processor, python_seconds, python_processor in rows:
-        ours = f"package {python_seconds:.3f} s ({python_processor:.2f} s CPU)"
-        print(f"program {seconds:.3f} s ({processor:.2f} s CPU)   {ours}")
-    best = [min(column) for column in zip(*rows, strict=True)]
-    print(f"best: program {best[0]:.3f} s, package {best[2]:.3f} s: {100 * (best[2] / best[0] - 1):+.1f} %")
-    print(f"processor, whole process: {best[1]:.2f} s and {best[3]:.2f} s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", required=True, help="sparvar, of the same build as the package")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--repeat", type=int, default=25)
+    parser.add_argument("--json", action="store_true", help="one object on standard output")
+    options = parser.parse_args()
+    if options.repeat < 1:
+        parser.error("--repeat: at least 1")
+    program(options.program, options.model), package(options.model)  # files into the page cache
+    turns = [(*program(options.program, options.model), *package(options.model)) for _ in range(options.repeat)]
+    columns = list(zip(*turns, strict=True))
+    seconds, processor = (dict(zip(("program", "package"), columns[i::2], strict=True)) for i in (0, 1))
+    if options.json:
+        print(json.dumps({"repeat": options.repeat, "seconds": seconds, "processor_seconds": processor}))
+        return
+    for name in seconds:
+        cpu = f"processor {min(processor[name]):.2f} s"
+        print(f"{name}: best {min(seconds[name]):.3f} s, median {statistics.median(seconds[name]):.3f} s, {cpu}")
+    print(f"package: {100 * (min(seconds['package']) / min(seconds['program']) - 1):+.1f} % by the best")
 
 
 if __name__ == "__main__":
