@@ -220,8 +220,7 @@ void generate(Settings& settings) {
   options.prompts = collect_prompts(settings);
   const Output output = checked_output(settings);
   choose_device(settings.pipeline, {outlined_plan(settings)});  // what is wrong with it is said before a model loads
-  const bool cpu_only = settings.max_memory || !settings.preview_dir.empty();
-  if (cpu_only && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
+  if (settings.max_memory && settings.pipeline.device == "auto") settings.pipeline.device = "cpu";  // the one that can
   if (settings.max_memory && settings.pipeline.device != "cpu")
     throw Error(ErrorKind::usage,
                 "--max-memory plans the CPU's memory; take --device cpu, or leave it out: a GPU's is "

@@ -97,7 +97,7 @@ struct GenerateOptions {
   AttentionPlan plan;   // default: dense
   int batch = 0;        // pictures drawn together; 0: as many as keep memory near that of one 1M picture
   /// Gets the picture of the scales so far after each scale from `preview_from` on, but the last; on_progress of that
-  /// scale comes after it. CPU only.
+  /// scale comes after it. Each takes a run of the decoder; on a GPU, memory for it beside the KV cache.
   std::function<void(const Picture&, int scale)> on_preview;
   int preview_from = 3;
   std::function<void(const Progress&)> on_progress;

@@ -202,7 +202,7 @@ class Pipeline:
 
         output_type: "pil", "np" or "pt"; see `PipelineOutput`. callback_on_scale_end(pipe, scale, state) is called
         after every scale, with a `ScaleState`; what it raises ends the run. callback_previews: True, or the first scale
-        to show: the state has pictures of the scales so far (on the CPU; each costs a run of the decoder).
+        to show: the state has pictures of the scales so far (each costs a run of the decoder).
         """
         if output_type not in _OUTPUTS:
             raise UsageError(f"output_type: expected pil, np or pt, found {output_type!r}")

@@ -338,5 +338,46 @@ def test_a_gpu_draws(model):
     again = pipe("red apple, 3d style", seed=7)
     assert np.array_equal(np.asarray(out.images[0]), np.asarray(again.images[0]))
     assert again.timings.recordings == 0
-    with pytest.raises(sparvar.UsageError, match="previews"):
-        pipe("a boat", callback_on_scale_end=lambda p, scale, state: None, callback_previews=True)
+
+
+@pytest.mark.gpu
+def test_a_gpu_shows_pictures_on_the_way(model):
+    """As the CPU does, and the picture is the one without them."""
+    pipe = sparvar.Pipeline.from_pretrained(model, device="cuda")
+    arguments = {"num_images_per_prompt": 2, "batch_size": 2, "seed": 7}
+    plain = pipe("red apple, 3d style", **arguments)
+    heard = []
+    for _ in range(2):
+        out = pipe(
+            "red apple, 3d style",
+            callback_on_scale_end=lambda p, scale, state: heard.append([np.asarray(x) for x in state.previews]),
+            callback_previews=9,
+            **arguments,
+        )
+        assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(plain.images, out.images, strict=True))
+        assert out.timings.preview_seconds > 0
+    assert out.timings.recordings == 0
+    assert [len(previews) for previews in heard[:13]] == [0] * 9 + [2] * 3 + [0]
+    for first, second in zip(heard[:13], heard[13:], strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    for skipped in (1, 2):  # a preview is the picture without the scales to come
+        short = pipe("red apple, 3d style", skip_scales=skipped, **arguments)
+        assert all(np.array_equal(np.asarray(a), b) for a, b in zip(short.images, heard[12 - skipped], strict=True))
+
+
+@pytest.mark.gpu
+def test_previews_that_were_stopped_leave_nothing(model):
+    pipe = sparvar.Pipeline.from_pretrained(model, device="cuda")
+    expected = [np.asarray(pipe("red apple, 3d style", seed=seed).images[0]) for seed in (7, 8)]
+
+    def stop(pipeline, scale, state):
+        if scale == 10:
+            raise LookupError("enough")
+
+    fresh = sparvar.Pipeline.from_pretrained(model, device="cuda")
+    shown = {"callback_on_scale_end": lambda *_: None, "callback_previews": 8}
+    for arguments in ({}, shown, shown, {}):
+        with pytest.raises(LookupError, match="enough"):
+            fresh("red apple, 3d style", seed=8, callback_on_scale_end=stop, callback_previews=8)
+        for seed, picture in zip((7, 8), expected, strict=True):
+            assert np.array_equal(np.asarray(fresh("red apple, 3d style", seed=seed, **arguments).images[0]), picture)

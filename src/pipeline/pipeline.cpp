@@ -76,12 +76,11 @@ struct Pipeline::Impl {
   MemoryUse plan_memory(const PipelineOptions& options);
   void describe(const MemoryUse& plan);
   bool is_cold(StateShape shape);
-  Session& session_for(const StateShape& shape);
+  Session& session_for(const StateShape& shape, int previews_from);
   std::vector<Tensor> encode(const std::vector<std::string>& prompts);
   void draw(const GenerateOptions& options, const Job& job, const std::vector<Tensor>& texts, std::int64_t first,
             std::int64_t count, WalkInputs& inputs, GenerateResult& result);
-  Picture decoded(const GenerateOptions& options, Session& drawing, const Tensor& codes, std::int64_t first,
-                  std::int64_t i);
+  Picture downloaded(const GenerateOptions& options, const Tensor& pixels, std::int64_t picture);
 };
 
 /// What one guided picture of a short prompt needs, found before anything is loaded; throws where it does not fit.
@@ -122,12 +121,12 @@ bool Pipeline::Impl::is_cold(StateShape shape) {
   return true;
 }
 
-Session& Pipeline::Impl::session_for(const StateShape& shape) {
+Session& Pipeline::Impl::session_for(const StateShape& shape, int previews_from) {
   Backend& backend = *device.backend;
-  if (session && session->walk().shape() == shape) return *session;
+  if (session && session->walk().shape() == shape && session->is_for(previews_from)) return *session;
   session.reset();
-  backend.reserve([&] { Session(networks->transformer, networks->vae, backend, shape).run_programs(); });
-  session = std::make_unique<Session>(networks->transformer, networks->vae, backend, shape);
+  backend.reserve([&] { Session(networks->transformer, networks->vae, backend, shape, previews_from).run_programs(); });
+  session = std::make_unique<Session>(networks->transformer, networks->vae, backend, shape, previews_from);
   return *session;
 }
 
@@ -140,13 +139,11 @@ std::vector<Tensor> Pipeline::Impl::encode(const std::vector<std::string>& promp
   return texts;
 }
 
-Picture Pipeline::Impl::decoded(const GenerateOptions& options, Session& drawing, const Tensor& codes,
-                                std::int64_t first, std::int64_t i) {
-  if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
-  const Tensor& pixels = drawing.decode(codes, i);
-  const auto prompt = static_cast<int>((first + i) / options.pictures_per_prompt);
+/// `picture`: of all that are drawn.
+Picture Pipeline::Impl::downloaded(const GenerateOptions& options, const Tensor& pixels, std::int64_t picture) {
+  const auto prompt = static_cast<int>(picture / options.pictures_per_prompt);
   return {to_image(device.backend->download(pixels), 0), options.prompts[static_cast<std::size_t>(prompt)], prompt,
-          static_cast<int>((first + i) % options.pictures_per_prompt)};
+          static_cast<int>(picture % options.pictures_per_prompt)};
 }
 
 void Pipeline::Impl::draw(const GenerateOptions& options, const Job& job, const std::vector<Tensor>& texts,
@@ -174,19 +171,29 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const Job& job, const 
   StateShape shape = job.state_shape(count, tokens, options.plan);
   if (backend.records()) shape.longest_text = tokens / count;
   const bool cold = is_cold(shape);
-  Session& drawing = session_for(shape);
-  inputs.on_codes = [&](const Tensor& codes, int k) {
-    if (!options.on_preview || k < options.preview_from || k + 1 == static_cast<int>(job.drawn.size())) return;
+  Session& drawing = session_for(shape, options.on_preview ? options.preview_from : Session::kNoPreviews);
+  const auto require_more = [&] {
+    if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
+  };
+  const auto show = [&](const Tensor& codes, int k) {
+    if (k < options.preview_from || k + 1 == static_cast<int>(job.drawn.size())) return;
     const auto start = Clock::now();
-    for (std::int64_t i = 0; i < count; ++i) options.on_preview(decoded(options, drawing, codes, first, i), k);
+    for (std::int64_t i = 0; i < count; ++i) {
+      require_more();
+      options.on_preview(downloaded(options, drawing.preview(codes, i, k), first + i), k);
+    }
     result.preview_seconds += seconds_since(start);
   };
+  if (options.on_preview) inputs.on_codes = show;
   const std::vector<ScaleTiming> before = result.scales;
   const Tensor& codes = drawing.walk().run(packed, inputs);
   trim_pool();  // the transformer's activations are of no use to the decoder
 
   const auto start = Clock::now();
-  for (std::int64_t i = 0; i < count; ++i) result.pictures.push_back(decoded(options, drawing, codes, first, i));
+  for (std::int64_t i = 0; i < count; ++i) {
+    require_more();
+    result.pictures.push_back(downloaded(options, drawing.decode(codes, i), first + i));
+  }
   if (!backend.records()) session.reset();
   trim_pool();
   const double decoding = seconds_since(start);
@@ -217,9 +224,6 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   if (gpu && options.plan.pruning)
     throw Error(ErrorKind::usage,
                 fmt::format("plan {} prunes tokens, which runs on the CPU only; take --device cpu", options.plan.name));
-  if (gpu && options.on_preview)
-    throw Error(ErrorKind::usage,
-                "previews are drawn on the CPU only as yet; take --device cpu or leave --preview out");
   if (gpu && options.on_attention)
     throw Error(ErrorKind::usage, "queries and keys are looked at on the CPU only; take --device cpu");
 

@@ -11,6 +11,10 @@ namespace {
 
 constexpr int kTrimTokens = 256;  // smaller scales take too little to be worth fresh pages
 
+void throw_if_cancelled(const WalkInputs& inputs) {
+  if (inputs.cancel != nullptr && inputs.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
+}
+
 }  // namespace
 
 Grid codes_grid(const InfinityConfig& config, const StateShape& shape) {
@@ -57,9 +61,12 @@ void Walk::run_scale(int k, const WalkWatch& watch, const std::atomic<bool>* can
   show("next_features", k + 1, words_[k + 1]);
 }
 
-void Walk::run_programs() {
+void Walk::run_programs(const std::function<void(int scale)>& after_scale) {
   text_program_->run();
-  for (const ProgramPtr& program : scale_programs_) program->run();
+  for (int k = 0; k < static_cast<int>(scale_programs_.size()); ++k) {
+    scale_programs_[k]->run();
+    if (after_scale) after_scale(k);
+  }
   if (backend_.records()) model_.release_caches(state_);
 }
 
@@ -81,21 +88,33 @@ ScaleTiming Walk::timing(int k, double seconds) const {
           .share_of_pairs = state_.attention().share_of_pairs(k)};
 }
 
-void Walk::run_watched(const WalkInputs& inputs, const WalkWatch& watch) {
-  read_text(watch);
+void Walk::run_in_turn(const WalkInputs& inputs, const std::function<void(int scale)>& run) {
   for (int k = 0; k < static_cast<int>(shape().schedule.size()); ++k) {
     // What earlier scales left in the pool is too small for this one, and would be held for nothing.
     if (!backend_.records() && shape().schedule[k].tokens() >= kTrimTokens) trim_pool();
     const MarkPtr start = backend_.mark();
-    run_scale(k, watch, inputs.cancel);
+    run(k);
     const double seconds = backend_.mark()->seconds_since(*start);
     if (inputs.on_codes) inputs.on_codes(summed_, k);  // first, so that who hears of a scale has its previews
     if (inputs.on_scale) inputs.on_scale(timing(k, seconds), k);
   }
 }
 
+void Walk::run_watched(const WalkInputs& inputs, const WalkWatch& watch) {
+  read_text(watch);
+  run_in_turn(inputs, [&](int k) { run_scale(k, watch, inputs.cancel); });
+}
+
 void Walk::run_recorded(const WalkInputs& inputs) {
   text_program_->run();
+  if (inputs.on_codes) {
+    run_in_turn(inputs, [&](int k) {
+      scale_programs_[k]->run();
+      throw_if_cancelled(inputs);
+    });
+    model_.release_caches(state_);
+    return;
+  }
   std::vector<MarkPtr> marks;
   marks.push_back(backend_.mark());
   for (const ProgramPtr& program : scale_programs_) {  // all enqueued before the first is waited for
@@ -107,7 +126,7 @@ void Walk::run_recorded(const WalkInputs& inputs) {
     const double seconds = marks[k + 1]->seconds_since(*marks[k]);
     if (inputs.on_scale) inputs.on_scale(timing(k, seconds), k);
   }
-  if (inputs.cancel != nullptr && inputs.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
+  throw_if_cancelled(inputs);
 }
 
 const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const WalkWatch& watch) {

@@ -20,7 +20,7 @@ struct WalkInputs {
   std::function<void(const ScaleTiming&, int scale)> on_scale;
   ListObserver on_lists;       // not on a device that records
   QueryObserver on_attention;  // nor this
-  /// Sees the codes f32 [pictures, d, H, W] summed so far after each scale; only where the backend does not record.
+  /// Sees the codes f32 [pictures, d, H, W] summed so far after each scale, before the next one begins.
   std::function<void(const Tensor& summed, int scale)> on_codes;
   const std::atomic<bool>* cancel = nullptr;
 };
@@ -43,8 +43,8 @@ class Walk {
   Walk& operator=(const Walk&) = delete;
   const StateShape& shape() const { return state_.shape(); }
 
-  /// Puts all programs to a run; for Backend::reserve.
-  void run_programs();
+  /// Puts all programs to a run, with what else is done after each scale; for Backend::reserve.
+  void run_programs(const std::function<void(int scale)>& after_scale = {});
   /// Returns the summed codes f32 [pictures, d, H, W] on the VAE grid of the last scale: a tensor of the backend, that
   /// the next run overwrites.
   const Tensor& run(const PackedText& text, const WalkInputs& inputs, const WalkWatch& watch = {});
@@ -56,6 +56,8 @@ class Walk {
   ScaleTiming timing(int k, double seconds) const;
   void run_watched(const WalkInputs& inputs, const WalkWatch& watch);
   void run_recorded(const WalkInputs& inputs);
+  /// Scale after scale, each waited for and told of before the next begins.
+  void run_in_turn(const WalkInputs& inputs, const std::function<void(int scale)>& run);
 
   Infinity& model_;
   Backend& backend_;
