@@ -221,7 +221,7 @@ def patched(folder):
         return
     print("\n### Upstream's model, patched\n")
     print(f"`bench/python_patch.py --geometry {reports[0]['geometry']}`: a model of random weights that runs as upstream's does (eager, its own KV cache), one 1024x1024 picture with guidance, in seconds: medians of {reports[0]['repeat']} pictures of each, in turn; against unpatched: the median of the turns.")
-    print("Patched layers keep keys and values in one buffer and normalise, rotate and store them in one kernel, so `dense` gains too. Flash: PyTorch held to FlashAttention.\n")
+    print("Patched layers normalise, rotate and store keys in one kernel, so `dense` gains too, and only the layer that runs has room for those of the last scale. Flash: PyTorch held to FlashAttention.\n")
     patched_rows(reports)
 
 
