@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the CPU part of docs/benchmarks.md: this engine and PyTorch in the same run on this machine. Takes about 15 minutes.
+# Makes the CPU part of docs/benchmarks.md: this engine and PyTorch in the same run on this machine. Takes about 10 minutes.
 #   PYTHON=python3 THREADS=2 REPEAT=5 bench/run.sh
-# PYTHON must have torch, safetensors and sentencepiece (bench/peer_pytorch.py says which); the package runs in .venv.
+# PYTHON must have torch, safetensors and sentencepiece (bench/peer_pytorch.py says which).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -11,8 +11,8 @@ results=build/bench
 mkdir -p "$results"
 rm -f "$results"/*.json
 
-cmake --preset release -DSPARVAR_PYTHON=ON >/dev/null
-cmake --build --preset release --target attention_bench model_bench sparvar sparvar_python >/dev/null
+cmake --preset release >/dev/null
+cmake --build --preset release --target attention_bench model_bench >/dev/null
 bin=build/release/bench
 
 echo "attention" >&2
@@ -28,10 +28,6 @@ for dtype in bf16 f32; do
   echo "one picture: $dtype PyTorch" >&2
   "$python" bench/peer_pytorch.py model --threads "$threads" --repeat "$repeat" --dtype "$dtype" >"$results/model-$dtype-peer.json"
 done
-
-echo "the Python package beside the program" >&2
-PYTHONPATH=build/release/python .venv/bin/python bench/python_overhead.py --program build/release/apps/cli/sparvar --model models/emoji --json \
-  >"$results/python-overhead.json"
 
 "$python" bench/tables.py "$results" docs/benchmarks.md
 echo "docs/benchmarks.md" >&2

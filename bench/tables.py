@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -88,17 +87,6 @@ def model_tables(folder):
             line(attention, own["cold"]["total"], own["warm"]["total"], own["warm"]["scales"], own["warm"]["decode"], own["peak_mib"])
 
 
-def package_table(folder):
-    report = load(folder, "python-overhead")
-    print("\n### The Python package beside the program\n")
-    print(f"`bench/python_overhead.py`: the bundled model loaded and one 512x512 picture drawn, bf16, each time in a process of its own, {report['repeat']} times in turn.")
-    print("Compared by the best of each, as what else runs on a machine only adds. Processor: of the whole process, the best.\n")
-    header("", "best s", "against the program", "median s", "processor s")
-    for name, seconds in report["seconds"].items():
-        more = 100 * (min(seconds) / min(report["seconds"]["program"]) - 1)
-        row(name, f"{min(seconds):.3f}", f"{more:+.1f} %", f"{statistics.median(seconds):.3f}", f"{min(report['processor_seconds'][name]):.2f}")
-
-
 def tables(folder):
     own = load(folder, "model-bf16-dense")
     peer = load(folder, "model-bf16-peer")
@@ -108,7 +96,6 @@ def tables(folder):
     print("PyTorch's model is `bench/peer_pytorch.py`: eager, bf16 by autocast. Column \"pairs computed\": query-key pairs over all pairs.")
     attention_tables(folder)
     model_tables(folder)
-    package_table(folder)
     print()
 
 
