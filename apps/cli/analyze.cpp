@@ -223,7 +223,6 @@ void run(Settings& settings) {
     throw Error(ErrorKind::usage,
                 fmt::format("analyze: {} prompts; at most {} are drawn", settings.prompts.size(), most_prompts));
   if (!settings.folder.empty()) require_writable_folder(settings.folder, "-o");
-  settings.pipeline.device = "cpu";  // where queries and keys can be looked at
   const std::atomic<bool>* cancel = catch_interrupts();
   ProgressDisplay display(settings.quiet);
   Pipeline pipeline = Pipeline::load(settings.pipeline);
@@ -292,6 +291,7 @@ void add_analyze(CLI::App& program, Action& chosen) {
       ->add_option("-o,--output", settings->folder,
                    "Existing folder for attention.json and the first picture's heat maps, one a layer and scale")
       ->type_name("DIR");
+  add_device(*command, settings->pipeline);
   add_precision(*command, settings->pipeline);
   add_engine(*command, settings->pipeline);
   command->add_flag("--json", settings->json, "One JSON object on standard output");

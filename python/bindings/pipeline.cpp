@@ -137,12 +137,7 @@ class Engine {
                      AttentionAnalyzer* analyzer) {
     Bridge bridge;
     options.cancel = bridge.cancel();
-    const bool on_gpu = pipeline_->info().on_gpu;
-    if (analyzer != nullptr && on_gpu)
-      throw Error(ErrorKind::usage,
-                  "analyze: queries and keys are looked at on the CPU; load the pipeline with device "
-                  "cpu");
-    if (!on_gpu)
+    if (analyzer != nullptr || !pipeline_->info().on_gpu)  // a GPU is looked after between scales
       options.on_attention = [&bridge, analyzer](int layer, int scale, const AttentionArgs& args) {
         bridge.look();
         if (analyzer != nullptr && !bridge.failed()) analyzer->observe(layer, scale, args);
@@ -242,7 +237,7 @@ void bind_pipeline(nb::module_& m) {
       .def("generate", &Engine::generate, nb::arg("options"), nb::arg("on_progress").none(),
            nb::arg("on_preview").none(), nb::arg("analyzer").none() = nb::none(),
            "Returns ([uint8 (h, w, 3), ...], timings). on_progress(stage, done, total, (h, w), seconds); "
-           "on_preview(pixels, prompt, picture, scale). analyzer: counts what it sees, on the CPU.");
+           "on_preview(pixels, prompt, picture, scale). analyzer: counts what it sees.");
 }
 
 }  // namespace sparvar::python

@@ -253,8 +253,8 @@ class Pipeline:
         """Draws with dense attention and looks at it: sinks, locality, similarity across scales, as `sparvar analyze`.
 
         prompt: one picture of each is drawn. scales: which are looked at; without, the last three. side: at most side x
-        side queries of a scale, evenly spread, of the conditional half. For a pipeline on the CPU; `sparvar.analyze` is
-        for other models. Raises UsageError on a GPU.
+        side queries of a scale, evenly spread, of the conditional half; they are counted on the CPU, wherever the
+        pipeline is. `sparvar.analyze` is for other models.
         """
         count = counter(self.schedule, scales, side)
         prompts = _prompts(prompt)

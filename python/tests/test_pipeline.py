@@ -381,3 +381,14 @@ def test_previews_that_were_stopped_leave_nothing(model):
             fresh("red apple, 3d style", seed=8, callback_on_scale_end=stop, callback_previews=8)
         for seed, picture in zip((7, 8), expected, strict=True):
             assert np.array_equal(np.asarray(fresh("red apple, 3d style", seed=seed, **arguments).images[0]), picture)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_analyzed_as_the_cpu(few_scales):
+    """Same bits in float32, so the same queries and keys up to rounding; and pictures afterwards are what they were."""
+    cpu, gpu = (sparvar.Pipeline.from_pretrained(few_scales, device=name, dtype="float32") for name in ("cpu", "cuda"))
+    plain = np.asarray(gpu("a boat", seed=1).images[0])
+    expected, found = (pipe.analyze(["a boat", "red apple"], scales=[2, 3], side=4) for pipe in (cpu, gpu))
+    for name in ("mass", "sinks", "similarity", "own_distance"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-4, err_msg=name)
+    assert np.array_equal(np.asarray(gpu("a boat", seed=1).images[0]), plain)

@@ -194,7 +194,7 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const Job& job, const 
     require_more();
     result.pictures.push_back(downloaded(options, drawing.decode(codes, i), first + i));
   }
-  if (!backend.records()) session.reset();
+  if (!backend.records() || inputs.on_attention) session.reset();
   trim_pool();
   const double decoding = seconds_since(start);
   result.decode_seconds += decoding;
@@ -224,8 +224,6 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   if (gpu && options.plan.pruning)
     throw Error(ErrorKind::usage,
                 fmt::format("plan {} prunes tokens, which runs on the CPU only; take --device cpu", options.plan.name));
-  if (gpu && options.on_attention)
-    throw Error(ErrorKind::usage, "queries and keys are looked at on the CPU only; take --device cpu");
 
   WalkInputs inputs;
   inputs.cfg = job.cfg;
@@ -234,6 +232,15 @@ GenerateResult Pipeline::generate(const GenerateOptions& options) {
   inputs.cancel = options.cancel;
   inputs.on_lists = options.on_lists;
   inputs.on_attention = options.on_attention;
+  if (gpu && options.on_attention)
+    inputs.on_attention = [&](int layer, int scale, const AttentionArgs& args) {
+      Backend& backend = *impl_->device.backend;
+      AttentionArgs seen;
+      seen.q = backend.download(args.q.rows(0, 1));
+      seen.k = backend.download(args.k.rows(0, 1));
+      seen.scale = args.scale;
+      options.on_attention(layer, scale, seen);
+    };
 
   const int recorded = impl_->device.backend->recordings();
   GenerateResult result;

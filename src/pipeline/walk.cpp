@@ -134,10 +134,13 @@ const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const 
   state_.observe_lists(inputs.on_lists);
   state_.observe_queries(inputs.on_attention);
   state_.observe_choices(watch.on_choice);
-  if (backend_.records() && !watch.observe && !watch.forced_bits && !watch.on_choice)
+  const bool is_watched = watch.observe || watch.forced_bits || watch.on_choice || inputs.on_attention;
+  if (backend_.records() && !is_watched) {
     run_recorded(inputs);
-  else
-    run_watched(inputs, watch);
+    return summed_;
+  }
+  run_watched(inputs, watch);
+  if (backend_.records() && inputs.on_attention) model_.release_caches(state_);  // what comes now needs the memory
   return summed_;
 }
 

@@ -18,8 +18,9 @@ struct WalkInputs {
   Sampling sampling;
   std::uint64_t first_picture = 0;
   std::function<void(const ScaleTiming&, int scale)> on_scale;
-  ListObserver on_lists;       // not on a device that records
-  QueryObserver on_attention;  // nor this
+  ListObserver on_lists;  // not on a device that records
+  /// Sees tensors of the device. Where the backend records, such a run is the last one of its walk.
+  QueryObserver on_attention;
   /// Sees the codes f32 [pictures, d, H, W] summed so far after each scale, before the next one begins.
   std::function<void(const Tensor& summed, int scale)> on_codes;
   const std::atomic<bool>* cancel = nullptr;

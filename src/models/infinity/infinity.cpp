@@ -118,8 +118,8 @@ Infinity::State Infinity::make_state(const StateShape& shape) {
   return state;
 }
 
-/// Those that are not there: on a device that does not record, the last scale has used them up. Such a device keeps the
-/// unconditional half only for the scales that have one (drop_unconditional_half).
+/// Those that are not there: a picture before this one has used them up, or they were released. A device that does not
+/// record keeps the unconditional half only for the scales that have one (drop_unconditional_half).
 void Infinity::make_caches(State& state) {
   const StateShape& made_for = state.shape_;
   const auto scales = static_cast<int>(made_for.schedule.size());
@@ -293,7 +293,7 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
   scale.rope = state.rope_[index];
   for (int k = 0; k < index; ++k) scale.keys_before += state.shape_.plan.tokens_run(k, schedule[k]);
   state.attention_.start(index);
-  if (index == 0 && !backend_.records()) make_caches(state);
+  if (index == 0) make_caches(state);
   drop_unconditional_half(state, index);
 
   const Tensor level = lvl_embed_.rows(index, index + 1);
