@@ -105,7 +105,7 @@ struct GenerateOptions {
   /// For tools of this repository: every sparse (layer, scale) as it is executed, on the CPU.
   std::function<void(int layer, int scale, const QueryTiles&, const KeyLists&)> on_lists;
   /// For tools of this repository: queries and keys of every (layer, scale) before attention runs; of a GPU's, copies
-  /// of the first batch entry, and the shape is recorded anew by the next picture.
+  /// of the first batch entry.
   std::function<void(int layer, int scale, const AttentionArgs&)> on_attention;
 };
 

@@ -392,3 +392,6 @@ def test_a_gpu_is_analyzed_as_the_cpu(few_scales):
     for name in ("mass", "sinks", "similarity", "own_distance"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-4, err_msg=name)
     assert np.array_equal(np.asarray(gpu("a boat", seed=1).images[0]), plain)
+    fresh = sparvar.Pipeline.from_pretrained(few_scales, device="cuda", dtype="float32")
+    fresh.analyze("a boat", side=4)
+    assert np.array_equal(np.asarray(fresh("a boat", seed=1).images[0]), plain)

@@ -76,7 +76,7 @@ struct Pipeline::Impl {
   MemoryUse plan_memory(const PipelineOptions& options);
   void describe(const MemoryUse& plan);
   bool is_cold(StateShape shape);
-  Session& session_for(const StateShape& shape, int previews_from);
+  Session& session_for(const StateShape& shape, const GenerateOptions& options);
   std::vector<Tensor> encode(const std::vector<std::string>& prompts);
   void draw(const GenerateOptions& options, const Job& job, const std::vector<Tensor>& texts, std::int64_t first,
             std::int64_t count, WalkInputs& inputs, GenerateResult& result);
@@ -121,10 +121,12 @@ bool Pipeline::Impl::is_cold(StateShape shape) {
   return true;
 }
 
-Session& Pipeline::Impl::session_for(const StateShape& shape, int previews_from) {
-  Backend& backend = *device.backend;
-  if (session && session->walk().shape() == shape && session->is_for(previews_from)) return *session;
+Session& Pipeline::Impl::session_for(const StateShape& shape, const GenerateOptions& options) {
+  const int previews_from = options.on_preview ? options.preview_from : Session::kNoPreviews;
+  const bool watched = static_cast<bool>(options.on_attention);
+  if (session && session->walk().shape() == shape && session->is_for(previews_from, watched)) return *session;
   session.reset();
+  Backend& backend = *device.backend;
   backend.reserve([&] { Session(networks->transformer, networks->vae, backend, shape, previews_from).run_programs(); });
   session = std::make_unique<Session>(networks->transformer, networks->vae, backend, shape, previews_from);
   return *session;
@@ -171,7 +173,7 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const Job& job, const 
   StateShape shape = job.state_shape(count, tokens, options.plan);
   if (backend.records()) shape.longest_text = tokens / count;
   const bool cold = is_cold(shape);
-  Session& drawing = session_for(shape, options.on_preview ? options.preview_from : Session::kNoPreviews);
+  Session& drawing = session_for(shape, options);
   const auto require_more = [&] {
     if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
   };
@@ -194,7 +196,7 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const Job& job, const 
     require_more();
     result.pictures.push_back(downloaded(options, drawing.decode(codes, i), first + i));
   }
-  if (!backend.records() || inputs.on_attention) session.reset();
+  if (!backend.records()) session.reset();
   trim_pool();
   const double decoding = seconds_since(start);
   result.decode_seconds += decoding;

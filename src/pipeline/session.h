@@ -17,9 +17,10 @@ class Session {
   Session(Infinity& transformer, BsqVae& vae, Backend& backend, const StateShape& shape,
           int previews_from = kNoPreviews);
   Walk& walk() { return walk_; }
-  /// Can it draw pictures of its shape with previews from this scale on? What is recorded lies around what is alive at
-  /// that moment, so a session with previews that never came to its end is for such runs alone.
-  bool is_for(int previews_from) const {
+  /// Can it draw pictures of its shape with previews from this scale on, `watched` or not? What is recorded lies around
+  /// what is alive at that moment, so a session with previews that never came to its end is for such runs alone.
+  bool is_for(int previews_from, bool watched) const {
+    if (walk_.was_watched() && !watched) return false;
     return previews_from == previews_from_ || (decoded_ && previews_from > previews_from_);
   }
   /// Every program once; for Backend::reserve.

@@ -139,6 +139,7 @@ const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const 
     run_recorded(inputs);
     return summed_;
   }
+  was_watched_ = true;
   run_watched(inputs, watch);
   if (backend_.records() && inputs.on_attention) model_.release_caches(state_);  // what comes now needs the memory
   return summed_;

@@ -18,15 +18,15 @@ struct WalkInputs {
   Sampling sampling;
   std::uint64_t first_picture = 0;
   std::function<void(const ScaleTiming&, int scale)> on_scale;
-  ListObserver on_lists;  // not on a device that records
-  /// Sees tensors of the device. Where the backend records, such a run is the last one of its walk.
-  QueryObserver on_attention;
+  ListObserver on_lists;       // not on a device that records
+  QueryObserver on_attention;  // of tensors of the device
   /// Sees the codes f32 [pictures, d, H, W] summed so far after each scale, before the next one begins.
   std::function<void(const Tensor& summed, int scale)> on_codes;
   const std::atomic<bool>* cancel = nullptr;
 };
 
-/// For comparing with golden tensors; a walk that is watched runs operation by operation.
+/// For comparing with golden tensors. A run with any of these, or with WalkInputs::on_attention, is watched: it goes
+/// operation by operation.
 struct WalkWatch {
   /// Sees every tensor the golden fixtures name, bits, summed codes and next features included.
   Observer observe;
@@ -43,6 +43,8 @@ class Walk {
   Walk(const Walk&) = delete;
   Walk& operator=(const Walk&) = delete;
   const StateShape& shape() const { return state_.shape(); }
+  /// Was a run of it watched? Where the backend records, later ones must be too: what is alive is not what was planned.
+  bool was_watched() const { return was_watched_; }
 
   /// Puts all programs to a run, with what else is done after each scale; for Backend::reserve.
   void run_programs(const std::function<void(int scale)>& after_scale = {});
@@ -69,6 +71,7 @@ class Walk {
   std::vector<Tensor> words_;  // of the next scale
   ProgramPtr text_program_;
   std::vector<ProgramPtr> scale_programs_;
+  bool was_watched_ = false;
 };
 
 /// Everything a walk needs, for one that is made, run and forgotten.
