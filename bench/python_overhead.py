@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """What the Python package costs over the program: loading a model and drawing one picture, in turn, each in a process
-of its own. Makes its part of docs/benchmarks.md; takes some 4 minutes.
+of its own. Makes its part of docs/benchmarks.md; takes 4 to 8 minutes.
 
     PYTHONPATH=build/release/python .venv/bin/python bench/python_overhead.py --program build/release/apps/cli/sparvar
 

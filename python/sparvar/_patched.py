@@ -264,7 +264,8 @@ def _forward(
     if layer.training:
         raise UsageError("patch: the model is in training mode; call model.eval(), or sparvar.unpatch(model) to train")
     batch, tokens, width = x.shape
-    record.shared.drop_drawn()
+    shared = record.shared
+    shared.drop_drawn()
     begins = layer.cached_k is None
     if begins or record.bias is None:
         record.begin(layer)
@@ -274,7 +275,7 @@ def _forward(
     _require_inference(qkv)
     if not record.settled:
         record.settle(layer, qkv.dtype)
-    shared, token_axis = record.shared, record.token_axis
+    token_axis = record.token_axis
     before = 0 if begins else int(layer.cached_k.shape[token_axis])
     schedule = None if scale_schedule is None else tuple(map(tuple, scale_schedule))
     tables = None
@@ -339,13 +340,12 @@ def _step(
 def _calls(step: _Step, layer: Any, qkv: Tensor, cache: Tensor, before: int) -> _torch.LayerCalls | None:
     """Of a step whose keys and values lie in buffers like `cache`; None where operators are called instead."""
     record: _Layer = _record(layer)
-    keys = before + qkv.shape[1]
-    if not _torch.dispatches_plainly(qkv):
+    where = (record.index, step.scale_index)
+    takes = _torch.LayerCalls.takes(step.plan, *where, qkv, before + qkv.shape[1])
+    if not takes or not _torch.dispatches_plainly(qkv):
         return None
-    if not _torch.LayerCalls.takes(step.plan, record.index, step.scale_index, qkv, keys):
-        return None
-    which = (record.index, step.scale_index, float(layer.scale))
-    return _torch.LayerCalls(step.plan, which, qkv, cache, (record.head_scale, step.rope, record.normalises), before)
+    small = (record.head_scale, step.rope, record.normalises)
+    return _torch.LayerCalls(step.plan, (*where, float(layer.scale)), qkv, cache, small, before)
 
 
 def _refuse(record: _Layer, layer: Any, attn_fn: Any) -> None:

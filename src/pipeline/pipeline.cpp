@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "backend/backend.h"
+#include "core/cancel.h"
 #include "core/clock.h"
 #include "core/memory_pool.h"
 #include "pipeline/counted_weights.h"
@@ -174,14 +175,11 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const Job& job, const 
   if (backend.records()) shape.longest_text = tokens / count;
   const bool cold = is_cold(shape);
   Session& drawing = session_for(shape, options);
-  const auto require_more = [&] {
-    if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
-  };
   const auto show = [&](const Tensor& codes, int k) {
     if (k < options.preview_from || k + 1 == static_cast<int>(job.drawn.size())) return;
     const auto start = Clock::now();
     for (std::int64_t i = 0; i < count; ++i) {
-      require_more();
+      throw_if_cancelled(options.cancel);
       options.on_preview(downloaded(options, drawing.preview(codes, i, k), first + i), k);
     }
     result.preview_seconds += seconds_since(start);
@@ -193,7 +191,7 @@ void Pipeline::Impl::draw(const GenerateOptions& options, const Job& job, const 
 
   const auto start = Clock::now();
   for (std::int64_t i = 0; i < count; ++i) {
-    require_more();
+    throw_if_cancelled(options.cancel);
     result.pictures.push_back(downloaded(options, drawing.decode(codes, i), first + i));
   }
   if (!backend.records()) session.reset();

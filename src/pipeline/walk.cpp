@@ -4,16 +4,13 @@
 
 #include <algorithm>
 
+#include "core/cancel.h"
 #include "core/memory_pool.h"
 
 namespace sparvar {
 namespace {
 
 constexpr int kTrimTokens = 256;  // smaller scales take too little to be worth fresh pages
-
-void throw_if_cancelled(const WalkInputs& inputs) {
-  if (inputs.cancel != nullptr && inputs.cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
-}
 
 }  // namespace
 
@@ -110,9 +107,8 @@ void Walk::run_recorded(const WalkInputs& inputs) {
   if (inputs.on_codes) {
     run_in_turn(inputs, [&](int k) {
       scale_programs_[k]->run();
-      throw_if_cancelled(inputs);
+      throw_if_cancelled(inputs.cancel);
     });
-    model_.release_caches(state_);
     return;
   }
   std::vector<MarkPtr> marks;
@@ -121,12 +117,11 @@ void Walk::run_recorded(const WalkInputs& inputs) {
     program->run();
     marks.push_back(backend_.mark());
   }
-  model_.release_caches(state_);
   for (int k = 0; k < static_cast<int>(scale_programs_.size()); ++k) {
     const double seconds = marks[k + 1]->seconds_since(*marks[k]);
     if (inputs.on_scale) inputs.on_scale(timing(k, seconds), k);
   }
-  throw_if_cancelled(inputs);
+  throw_if_cancelled(inputs.cancel);
 }
 
 const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const WalkWatch& watch) {
@@ -137,11 +132,11 @@ const Tensor& Walk::run(const PackedText& text, const WalkInputs& inputs, const 
   const bool is_watched = watch.observe || watch.forced_bits || watch.on_choice || inputs.on_attention;
   if (backend_.records() && !is_watched) {
     run_recorded(inputs);
-    return summed_;
+  } else {
+    was_watched_ = true;
+    run_watched(inputs, watch);
   }
-  was_watched_ = true;
-  run_watched(inputs, watch);
-  if (backend_.records() && inputs.on_attention) model_.release_caches(state_);  // what comes now needs the memory
+  if (backend_.records()) model_.release_caches(state_);  // for what comes now
   return summed_;
 }
 

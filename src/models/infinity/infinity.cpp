@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "core/cancel.h"
 #include "models/infinity/block.h"
 #include "models/token_pruning.h"
 #include "sparvar/error.h"
@@ -304,7 +305,7 @@ Tensor Infinity::forward(State& state, int index, const Tensor& words, const Ten
     scale.pending = scale.pending_gate = Tensor();
   };
   for (int layer = 0; layer < config_.depth; ++layer) {
-    if (cancel != nullptr && cancel->load()) throw Error(ErrorKind::cancelled, "cancelled");
+    throw_if_cancelled(cancel);
     if (layer == 0 || (!config_.add_lvl_embeding_only_first_block && layer % per_chunk == 0)) {
       settle();
       backend_.add_repeated(x, level);
